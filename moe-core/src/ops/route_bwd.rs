@@ -32,6 +32,8 @@ pub struct RouteBwdDims {
     pub sequences: usize,
     /// the router
     pub rule: RouteRule,
+    /// add to `load` instead of overwriting it
+    pub accumulate: bool,
 }
 
 /// The load-balancing loss of [`RouteBwd`].
@@ -58,7 +60,7 @@ pub struct RouteBwdArgs<'a, D: Device, T: Scalar> {
     pub aux: Option<Aux<'a, D, T::Acc>>,
     /// (1): coefficient of the sum of squared logsumexp
     pub z_factor: Option<In<'a, D, T::Acc>>,
-    /// (experts), added to: slots per expert, what loss-free balancing looks at
+    /// (experts), overwritten or added to: slots per expert, what loss-free balancing looks at
     pub load: Option<Out<'a, D, u32>>,
     /// (tokens, experts), overwritten
     pub dlogits: Out<'a, D, T::Acc>,
@@ -118,6 +120,9 @@ impl<T: Scalar> Op for RouteBwd<T> {
         let z_factor = args.z_factor.map(|factor| factor.host()[0]);
         if let Some(load) = args.load {
             let load = load.host();
+            if !dims.accumulate {
+                load.fill(0);
+            }
             for &id in ids {
                 if let Some(load) = load.get_mut(id as usize) {
                     *load = load.saturating_add(1);

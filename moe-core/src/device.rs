@@ -60,6 +60,17 @@ pub trait Device: Clone + Send + Sync + 'static {
         target: &mut [T],
     ) -> Result<(), Self::Error>;
 
+    /// Copies on the device. Lengths must be equal.
+    ///
+    /// # Errors
+    /// The device's own.
+    fn copy<T: Elem>(
+        &self,
+        stream: &Self::Stream,
+        source: In<'_, Self, T>,
+        target: Out<'_, Self, T>,
+    ) -> Result<(), Self::Error>;
+
     /// Makes `to` wait for `from`, and gives the buffer to `to`.
     ///
     /// # Errors

@@ -73,6 +73,17 @@ impl Device for Host {
         Ok(())
     }
 
+    fn copy<T: Elem>(
+        &self,
+        (): &(),
+        source: In<'_, Self, T>,
+        target: Out<'_, Self, T>,
+    ) -> Result<(), HostError> {
+        expect(OpId("copy"), "source", &[target.len()], source.len())?;
+        target.host().copy_from_slice(source.host());
+        Ok(())
+    }
+
     fn hand_over<T: Elem>(&self, _: &mut Vec<T>, (): &(), (): &()) -> Result<(), HostError> {
         Ok(())
     }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+mod collective;
 mod device;
 mod error;
 mod host;
@@ -12,6 +13,7 @@ mod session;
 mod trace;
 mod view;
 
+pub use collective::{Collective, Reduce, Solo};
 pub use device::{Device, Kernel, Op, Path};
 pub use error::{
     BackendError, CollectiveError, ConfigError, Error, ErrorKind, OpId, ShapeError, check_index,

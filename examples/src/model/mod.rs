@@ -1,0 +1,237 @@
+//! A byte-level language model whose feed-forward blocks are MoE layers.
+//!
+//! ```text
+//! x = embed[byte]
+//! per layer:  x = x + mixing(x)             optional, see [`Mixing`]
+//!             x = x + moe(rmsnorm(x))       on the device
+//! logits = rmsnorm(x) * head^T
+//! ```
+//!
+//! The loss is the mean cross-entropy of the next byte. The dense parts run on the host.
+
+pub mod blocks;
+
+use crate::dense::loss::cross_entropy;
+use crate::dense::mixing::{Mixing, SavedMixing};
+use crate::dense::norm::{RmsNorm, SavedNorm};
+use crate::dense::param::{Flat, Matrix};
+use crate::dense::{embed, linear};
+use crate::real::Real;
+use crate::rng::Rng;
+use crate::text::Batch;
+use anyhow::Result;
+use blocks::{Blocks, Figures};
+use moe_core::ops::AdamWSettings;
+use ndarray::{Array2, ArrayView2};
+
+/// Number of different bytes.
+const VOCABULARY: usize = 256;
+
+/// What stays the same in every step of the optimizer.
+const ADAMW: AdamWSettings = AdamWSettings {
+    lr: 0.0,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    step: 0,
+    scale: 1.0,
+};
+
+/// The sizes of the dense parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// number of layers
+    pub layers: usize,
+    /// length of a token's row
+    pub width: usize,
+    /// whether layers mix over the past
+    pub mixing: bool,
+    /// added to the mean square in norms
+    pub epsilon: f64,
+}
+
+/// The model with its optimizer.
+pub struct Model<R> {
+    embed: Matrix<R>,
+    layers: Vec<Layer<R>>,
+    norm: RmsNorm<R>,
+    head: Matrix<R>,
+    blocks: Box<dyn Blocks<R>>,
+    step: u64,
+}
+
+struct Layer<R> {
+    mixing: Option<Mixing<R>>,
+    norm: RmsNorm<R>,
+}
+
+struct SavedLayer<R> {
+    mixing: Option<SavedMixing<R>>,
+    norm: SavedNorm<R>,
+}
+
+impl<R: Real> Model<R> {
+    /// Random dense weights around the given MoE layers.
+    pub fn init(config: &ModelConfig, seed: u64, blocks: Box<dyn Blocks<R>>) -> Self {
+        let rng = &mut Rng::new(seed, 0);
+        let width = config.width;
+        let out_scale = 1.0 / (2.0 * config.layers as f64).sqrt();
+        let layers = (0..config.layers)
+            .map(|_| Layer {
+                mixing: config
+                    .mixing
+                    .then(|| Mixing::init(width, config.epsilon, out_scale, rng)),
+                norm: RmsNorm::new(width, config.epsilon),
+            })
+            .collect();
+        Self {
+            embed: Matrix::normal((VOCABULARY, width), 0.5, rng),
+            layers,
+            norm: RmsNorm::new(width, config.epsilon),
+            head: Matrix::normal((VOCABULARY, width), 0.5 / (width as f64).sqrt(), rng),
+            blocks,
+            step: 0,
+        }
+    }
+
+    /// Updates done so far.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Says how many updates the weights have seen, after loading them.
+    pub fn set_step(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// The MoE layers.
+    pub fn blocks(&mut self) -> &mut dyn Blocks<R> {
+        self.blocks.as_mut()
+    }
+
+    /// What routing did in the last training step, layer by layer.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn figures(&mut self) -> Result<Vec<Figures>> {
+        (0..self.layers.len())
+            .map(|layer| self.blocks.figures(layer))
+            .collect()
+    }
+
+    /// Mean loss of a batch in nats, for evaluation: changes nothing.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn loss(&mut self, batch: &Batch) -> Result<f64> {
+        let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
+        let mut x = embed::forward(&self.embed, &inputs);
+        for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(mixing) = &layer.mixing {
+                x += &mixing.forward(x.view(), length).0;
+            }
+            let (n, _) = layer.norm.forward(x.view());
+            x += &self.blocks.forward(index, n.view())?;
+        }
+        let (n, _) = self.norm.forward(x.view());
+        let mut logits = linear::forward(n.view(), self.head.value.view());
+        Ok(cross_entropy(&mut logits, &bytes(&batch.targets)))
+    }
+
+    /// Mean loss of a batch in nats, without auxiliary losses. Adds the gradients of the loss with auxiliary
+    /// losses to those of all weights.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn forward_backward(&mut self, batch: &Batch) -> Result<f64> {
+        let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
+        let mut x = embed::forward(&self.embed, &inputs);
+        let mut saved = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mixing = layer.mixing.as_ref().map(|mixing| {
+                let (out, saved) = mixing.forward(x.view(), length);
+                x += &out;
+                saved
+            });
+            let (n, norm) = layer.norm.forward(x.view());
+            x += &self.blocks.forward_train(index, n.view(), length)?;
+            saved.push(SavedLayer { mixing, norm });
+        }
+        let (loss, dx) = self.head_forward_backward(x.view(), &bytes(&batch.targets));
+        self.backward(&inputs, saved, dx)?;
+        Ok(loss)
+    }
+
+    /// The loss at the end of the last layer, and the gradient of the rows there.
+    fn head_forward_backward(&mut self, x: ArrayView2<'_, R>, targets: &[u8]) -> (f64, Array2<R>) {
+        let (n, norm) = self.norm.forward(x);
+        let mut logits = linear::forward(n.view(), self.head.value.view());
+        let loss = cross_entropy(&mut logits, targets);
+        linear::weight_gradient(logits.view(), n.view(), &mut self.head.grad);
+        let dn = linear::input_gradient(logits.view(), self.head.value.view());
+        (loss, self.norm.backward(&norm, dn.view()))
+    }
+
+    fn backward(&mut self, inputs: &[u8], saved: Vec<SavedLayer<R>>, mut dx: Array2<R>) -> Result<()> {
+        for (index, (layer, saved)) in self.layers.iter_mut().zip(saved).enumerate().rev() {
+            let dn = self.blocks.backward(index, dx.view())?;
+            dx += &layer.norm.backward(&saved.norm, dn.view());
+            if let (Some(mixing), Some(saved)) = (&mut layer.mixing, &saved.mixing) {
+                dx += &mixing.backward(saved, dx.view());
+            }
+        }
+        embed::backward(&mut self.embed, inputs, dx.view());
+        Ok(())
+    }
+
+    /// The norm of all gradients together.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn grad_norm(&mut self) -> Result<f64> {
+        let mut squares = self.blocks.grad_squares()?;
+        self.visit(&mut |_, param| squares += param.grad_squares());
+        Ok(squares.sqrt())
+    }
+
+    /// Ends a step: balances the MoE layers, and takes a step of AdamW with all gradients times `scale`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn update(&mut self, lr: f64, scale: f64) -> Result<()> {
+        self.step += 1;
+        let settings = AdamWSettings {
+            lr,
+            scale,
+            step: self.step,
+            ..ADAMW
+        };
+        self.blocks.update(&settings)?;
+        let mut result = Ok(());
+        self.visit(&mut |_, param| {
+            if let Err(error) = param.adamw(&settings) {
+                result = Err(error.into());
+            }
+        });
+        result
+    }
+
+    /// Calls `f` with the name and the slices of every dense parameter.
+    pub fn visit(&mut self, f: &mut dyn FnMut(&str, Flat<'_, R>)) {
+        f("embed.weight", self.embed.flat());
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            if let Some(mixing) = &mut layer.mixing {
+                mixing.visit(&mut |name, param| f(&format!("layers.{index}.mixing.{name}"), param));
+            }
+            f(&format!("layers.{index}.norm.weight"), layer.norm.weight.flat());
+        }
+        f("norm.weight", self.norm.weight.flat());
+        f("head.weight", self.head.flat());
+    }
+}
+
+/// The bytes of a batch, sequence after sequence.
+fn bytes(rows: &Array2<u8>) -> Vec<u8> {
+    rows.iter().copied().collect()
+}

@@ -1,0 +1,320 @@
+//! Runner: a stream, a workspace sized once, and the steps of the layer. One per thread, used by all layers of a size.
+
+mod backward;
+mod backward_ops;
+mod batch;
+mod figures;
+mod forward;
+mod plan;
+mod rows;
+mod saved;
+
+pub use batch::Batch;
+pub use figures::Figures;
+pub use rows::Rows;
+pub use saved::{Routing, Saved};
+
+pub(crate) use plan::Plan;
+
+use crate::config::{MemoryPolicy, MoeConfig};
+use crate::device::Device;
+use crate::error::{Error, OpId};
+use crate::ops::MoeDevice;
+use crate::scalar::{Accum, Scalar};
+use crate::session::Session;
+use crate::trace::Trace;
+use crate::view::whole_mut;
+use batch::BatchState;
+
+/// What a runner is sized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// most tokens of a call
+    pub tokens: usize,
+    /// most sequences of a call; matters to the sequence-wise loss alone
+    pub sequences: usize,
+    /// with the workspace of backward
+    pub training: bool,
+}
+
+impl Limits {
+    /// Training with calls of at most `tokens` tokens in at most `min(tokens, 256)` sequences.
+    pub fn training(tokens: usize) -> Self {
+        Self {
+            tokens,
+            sequences: tokens.clamp(1, 256),
+            training: true,
+        }
+    }
+
+    /// Inference alone with calls of at most `tokens` tokens.
+    pub fn inference(tokens: usize) -> Self {
+        Self {
+            tokens,
+            sequences: 1,
+            training: false,
+        }
+    }
+}
+
+/// A device value that is uploaded only when it changes.
+pub(crate) struct Cached<B, V> {
+    pub(crate) buffer: B,
+    value: Option<V>,
+}
+
+/// Workspace of backward.
+struct Backward<D: Device, T: Scalar> {
+    h: Option<D::Owned<T>>,
+    ds: D::Owned<T::Acc>,
+    dlogits: D::Owned<T::Acc>,
+    gate_dx: D::Owned<T>,
+    shared: Option<SharedBackward<D, T>>,
+    norm: D::Owned<T::Acc>,
+}
+
+struct SharedBackward<D: Device, T: Scalar> {
+    h: Option<D::Owned<T>>,
+    gate: Option<SharedGateBackward<D, T>>,
+}
+
+struct SharedGateBackward<D: Device, T: Scalar> {
+    ds: D::Owned<T::Acc>,
+    dlogits: D::Owned<T::Acc>,
+    dx: D::Owned<T>,
+}
+
+/// Workspace of the shared experts.
+struct Shared<D: Device, T: Scalar> {
+    a: D::Owned<T>,
+    y: D::Owned<T>,
+}
+
+/// Runs layers on one stream of a device. Allocates when it is made and in the methods that return something new, nowhere
+/// else.
+pub struct Runner<D: Device, T: Scalar> {
+    pub(crate) session: Session<D>,
+    config: MoeConfig,
+    limits: Limits,
+    batch: BatchState,
+    /// first and last token, as the bounds of one group
+    whole: Cached<D::Owned<u32>, usize>,
+    pub(crate) bias_rate: Cached<D::Owned<T::Acc>, f32>,
+    a: D::Owned<T>,
+    y: D::Owned<T>,
+    shared: Option<Shared<D, T>>,
+    backward: Option<Backward<D, T>>,
+    inference: Option<Saved<D, T>>,
+}
+
+impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+    /// A runner for training and inference with layers of this size or smaller, and calls of at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`]; [`Error::Device`] if memory runs out.
+    pub fn new(device: &D, config: &MoeConfig, tokens: usize) -> Result<Self, Error<D::Error>> {
+        Self::with_limits(device, config, Limits::training(tokens))
+    }
+
+    /// A runner with limits of its own.
+    ///
+    /// # Errors
+    /// [`Error::Config`]; [`Error::Device`] if memory runs out.
+    pub fn with_limits(device: &D, config: &MoeConfig, limits: Limits) -> Result<Self, Error<D::Error>> {
+        config.validate()?;
+        let Limits {
+            tokens,
+            sequences,
+            training,
+        } = limits;
+        crate::within(
+            OpId("runner"),
+            "tokens",
+            0,
+            u32::MAX as usize / config.top_k - 1,
+            tokens,
+        )?;
+        crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
+        let plan = Plan::new(config, tokens, sequences);
+        let widest = config.width.max(config.up_width()).max(config.experts);
+        crate::product(OpId("runner"), "rows", &[tokens, config.top_k, widest])?;
+        let scratch = if training {
+            plan.scratch_train::<T, D>(device)
+        } else {
+            plan.scratch_forward::<T, D>(device)
+        };
+        let session = Session::new(device, scratch)?;
+        let shared = match config.shared {
+            Some(shared) => Some(Shared {
+                a: session.alloc(tokens * shared.hidden)?,
+                y: session.alloc(tokens * config.width)?,
+            }),
+            None => None,
+        };
+        let backward = if training {
+            Some(Backward::new(&session, config, tokens)?)
+        } else {
+            None
+        };
+        let runner = Self {
+            config: *config,
+            limits,
+            batch: BatchState::with_room(sequences, config.experts),
+            whole: Cached {
+                buffer: session.alloc(2)?,
+                value: None,
+            },
+            bias_rate: Cached {
+                buffer: session.alloc(1)?,
+                value: None,
+            },
+            a: session.alloc(plan.slots * config.hidden)?,
+            y: session.alloc(plan.slots * config.width)?,
+            shared,
+            backward,
+            inference: Some(Saved::new(&session, config, &limits, false)?),
+            session,
+        };
+        runner.session.sync()?;
+        Ok(runner)
+    }
+
+    /// What backward will need of a forward pass of this layer; one per layer and micro-batch in flight.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if the layer is larger than the runner; [`Error::State`] for a runner made for inference;
+    /// [`Error::Device`].
+    pub fn saved(&self, config: &MoeConfig) -> Result<Saved<D, T>, Error<D::Error>> {
+        config.validate()?;
+        self.accepts(config)?;
+        if !self.limits.training {
+            return Err(Error::State(INFERENCE_ONLY));
+        }
+        Saved::new(&self.session, config, &self.limits, true)
+    }
+
+    /// Says what the tokens of the next calls are part of.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for more sequences than the runner was made for.
+    pub fn set_batch(&mut self, batch: &Batch<'_>) -> Result<(), Error<D::Error>> {
+        limit("sequences", batch.sequences.len(), self.limits.sequences)?;
+        limit(
+            "step_counts",
+            batch.step_counts.map_or(0, <[u32]>::len),
+            self.config.experts,
+        )?;
+        self.batch.set(batch);
+        Ok(())
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        self.session.device()
+    }
+
+    /// Stream and scratch, to run ops of one's own between the layer's stages.
+    pub fn session(&mut self) -> &mut Session<D> {
+        &mut self.session
+    }
+
+    /// Which path each op took, and how often.
+    pub fn trace(&self) -> &Trace {
+        self.session.trace()
+    }
+
+    /// What it was sized for.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A layer must not be larger than what the runner was made for.
+    pub(crate) fn accepts(&self, config: &MoeConfig) -> Result<(), Error<D::Error>> {
+        let own = &self.config;
+        limit("width", config.width, own.width)?;
+        limit("hidden", config.hidden, own.hidden)?;
+        limit("up width", config.up_width(), own.up_width())?;
+        limit("experts", config.experts, own.experts)?;
+        limit("top_k", config.top_k, own.top_k)?;
+        let hidden = |config: &MoeConfig| config.shared.map_or(0, |shared| shared.hidden);
+        limit("shared hidden", hidden(config), hidden(own))?;
+        let gated = |config: &MoeConfig| usize::from(config.shared.is_some_and(|shared| shared.gated));
+        limit("gates of shared experts", gated(config), gated(own))?;
+        let recomputes = |config: &MoeConfig| usize::from(config.memory == MemoryPolicy::Recompute);
+        limit("recomputation", recomputes(config), recomputes(own))
+    }
+
+    /// Makes the buffer `whole` hold the bounds of `tokens` tokens.
+    fn set_whole(&mut self, tokens: usize) -> Result<(), Error<D::Error>> {
+        if self.whole.value != Some(tokens) {
+            self.whole.value = None;
+            self.session
+                .upload(&[0, tokens as u32], whole_mut::<D, u32>(&mut self.whole.buffer))?;
+            self.whole.value = Some(tokens);
+        }
+        Ok(())
+    }
+
+    /// Makes the buffer `bias_rate` hold `rate`.
+    pub(crate) fn set_bias_rate(&mut self, rate: f32) -> Result<(), Error<D::Error>> {
+        if self.bias_rate.value != Some(rate) {
+            self.bias_rate.value = None;
+            let value = [T::Acc::of(rate.into())];
+            self.session
+                .upload(&value, whole_mut::<D, T::Acc>(&mut self.bias_rate.buffer))?;
+            self.bias_rate.value = Some(rate);
+        }
+        Ok(())
+    }
+}
+
+const INFERENCE_ONLY: &str = "this runner was made for inference: use Runner::new for training";
+
+fn limit<B: crate::BackendError>(what: &'static str, got: usize, limit: usize) -> Result<(), Error<B>> {
+    if got > limit {
+        Err(Error::Limit { what, got, limit })
+    } else {
+        Ok(())
+    }
+}
+
+impl<D: Device, T: Scalar> Backward<D, T> {
+    fn new(session: &Session<D>, config: &MoeConfig, tokens: usize) -> Result<Self, Error<D::Error>> {
+        let recomputes = config.memory == MemoryPolicy::Recompute;
+        let slots = tokens * config.top_k;
+        let h = if recomputes {
+            Some(session.alloc(slots * config.up_width())?)
+        } else {
+            None
+        };
+        let shared = match config.shared {
+            Some(shared) => {
+                let up = config.activation.up_width(shared.hidden);
+                let h = if recomputes {
+                    Some(session.alloc(tokens * up)?)
+                } else {
+                    None
+                };
+                let gate = if shared.gated {
+                    Some(SharedGateBackward {
+                        ds: session.alloc(tokens)?,
+                        dlogits: session.alloc(tokens)?,
+                        dx: session.alloc(tokens * config.width)?,
+                    })
+                } else {
+                    None
+                };
+                Some(SharedBackward { h, gate })
+            }
+            None => None,
+        };
+        Ok(Self {
+            h,
+            ds: session.alloc(slots)?,
+            dlogits: session.alloc(tokens * config.experts)?,
+            gate_dx: session.alloc(tokens * config.width)?,
+            shared,
+            norm: session.alloc(1)?,
+        })
+    }
+}

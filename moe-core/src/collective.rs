@@ -106,20 +106,12 @@ pub struct Solo<D> {
 impl<D: Device> Solo<D> {
     /// The group of this rank alone.
     pub fn new(device: &D) -> Self {
-        Self {
-            device: device.clone(),
-            sequence: 0,
-            aborted: false,
-        }
+        Self { device: device.clone(), sequence: 0, aborted: false }
     }
 
     fn begin(&mut self, op: &'static str) -> Result<(), CollectiveError> {
         self.sequence += 1;
-        if self.aborted {
-            Err(self.failed(op, None))
-        } else {
-            Ok(())
-        }
+        if self.aborted { Err(self.failed(op, None)) } else { Ok(()) }
     }
 
     fn failed(
@@ -127,13 +119,7 @@ impl<D: Device> Solo<D> {
         op: &'static str,
         source: Option<Box<dyn core::error::Error + Send + Sync>>,
     ) -> CollectiveError {
-        CollectiveError {
-            group: "solo",
-            rank: 0,
-            op,
-            sequence: self.sequence,
-            source,
-        }
+        CollectiveError { group: "solo", rank: 0, op, sequence: self.sequence, source }
     }
 
     fn shape(&self, op: &'static str, check: Result<(), ShapeError>) -> Result<(), CollectiveError> {
@@ -155,9 +141,7 @@ impl<D: Device> Solo<D> {
             self.shape(op, expect(OpId(op), "source", counts, source.len()))?;
         }
         self.shape(op, expect(OpId(op), "target", &[source.len()], target.len()))?;
-        self.device
-            .copy(stream, source, target)
-            .map_err(|error| self.failed(op, Some(Box::new(error))))
+        self.device.copy(stream, source, target).map_err(|error| self.failed(op, Some(Box::new(error))))
     }
 }
 
@@ -240,12 +224,9 @@ mod tests {
     fn a_group_of_one_exchanges_with_itself() {
         let (source, mut target) = ([1_u32, 2, 3], [0; 3]);
         let mut solo = Solo::new(&Host);
-        solo.all_to_all(&(), View::of(&source), &[3], ViewMut::of(&mut target), &[3])
-            .unwrap();
+        solo.all_to_all(&(), View::of(&source), &[3], ViewMut::of(&mut target), &[3]).unwrap();
         assert_eq!(target, source);
-        let error = solo
-            .all_gather(&(), View::of(&source), ViewMut::of(&mut target), &[2])
-            .unwrap_err();
+        let error = solo.all_gather(&(), View::of(&source), ViewMut::of(&mut target), &[2]).unwrap_err();
         assert_eq!((error.op, error.sequence), ("all_gather", 2));
     }
 

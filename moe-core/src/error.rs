@@ -183,11 +183,7 @@ pub enum Error<B: BackendError> {
 /// [`ShapeError`] with the op's and the argument's name.
 pub fn expect(op: OpId, what: &'static str, dims: &[usize], got: usize) -> Result<(), ShapeError> {
     let want = product(op, what, dims)?;
-    if want == got {
-        Ok(())
-    } else {
-        Err(ShapeError::Length { op, what, want, got })
-    }
+    if want == got { Ok(()) } else { Err(ShapeError::Length { op, what, want, got }) }
 }
 
 /// The product of `dims`.
@@ -197,15 +193,9 @@ pub fn expect(op: OpId, what: &'static str, dims: &[usize], got: usize) -> Resul
 pub fn product(op: OpId, what: &'static str, dims: &[usize]) -> Result<usize, ShapeError> {
     let mut product: usize = 1;
     for dim in dims {
-        product = product
-            .checked_mul(*dim)
-            .ok_or(ShapeError::Overflow { op, what })?;
+        product = product.checked_mul(*dim).ok_or(ShapeError::Overflow { op, what })?;
     }
-    if product > isize::MAX as usize / 16 {
-        Err(ShapeError::Overflow { op, what })
-    } else {
-        Ok(product)
-    }
+    if product > isize::MAX as usize / 16 { Err(ShapeError::Overflow { op, what }) } else { Ok(product) }
 }
 
 /// `got` must lie in `min..=max`.
@@ -213,17 +203,7 @@ pub fn product(op: OpId, what: &'static str, dims: &[usize]) -> Result<usize, Sh
 /// # Errors
 /// [`ShapeError::Range`] otherwise.
 pub fn within(op: OpId, what: &'static str, min: usize, max: usize, got: usize) -> Result<(), ShapeError> {
-    if (min..=max).contains(&got) {
-        Ok(())
-    } else {
-        Err(ShapeError::Range {
-            op,
-            what,
-            min,
-            max,
-            got,
-        })
-    }
+    if (min..=max).contains(&got) { Ok(()) } else { Err(ShapeError::Range { op, what, min, max, got }) }
 }
 
 /// `offsets` must start at 0, ascend, and end at `rows` at most.
@@ -235,13 +215,7 @@ pub fn check_offsets(op: OpId, offsets: &[u32], rows: usize) -> Result<(), Shape
     for (at, &offset) in offsets.iter().enumerate() {
         if offset < least || offset as usize > rows || (at == 0 && offset != 0) {
             let max = if at == 0 { 0 } else { rows };
-            return Err(ShapeError::Value {
-                op,
-                what: "offsets",
-                at,
-                max,
-                got: offset as usize,
-            });
+            return Err(ShapeError::Value { op, what: "offsets", at, max, got: offset as usize });
         }
         least = offset;
     }
@@ -255,12 +229,8 @@ pub fn check_offsets(op: OpId, offsets: &[u32], rows: usize) -> Result<(), Shape
 pub fn check_index(op: OpId, what: &'static str, index: &[u32], bound: usize) -> Result<(), ShapeError> {
     match index.iter().position(|&entry| entry as usize >= bound) {
         None => Ok(()),
-        Some(at) => Err(ShapeError::Value {
-            op,
-            what,
-            at,
-            max: bound.saturating_sub(1),
-            got: index[at] as usize,
-        }),
+        Some(at) => {
+            Err(ShapeError::Value { op, what, at, max: bound.saturating_sub(1), got: index[at] as usize })
+        }
     }
 }

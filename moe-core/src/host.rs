@@ -50,9 +50,7 @@ impl Device for Host {
 
     fn alloc<T: Elem>(&self, (): &(), len: usize) -> Result<Vec<T>, HostError> {
         let mut memory = Vec::new();
-        memory
-            .try_reserve_exact(len)
-            .map_err(|_| HostError::Memory { len, dtype: T::DTYPE })?;
+        memory.try_reserve_exact(len).map_err(|_| HostError::Memory { len, dtype: T::DTYPE })?;
         memory.resize(len, T::default());
         Ok(memory)
     }

@@ -29,12 +29,7 @@ pub struct AdamWOptions {
 
 impl Default for AdamWOptions {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-        }
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
     }
 }
 
@@ -76,15 +71,7 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
             master = Some(tensors);
         }
         let settings = session.alloc(ADAMW_SETTINGS)?;
-        let adam = Self {
-            options,
-            steps: 0,
-            config,
-            settings,
-            master,
-            m: zeroed()?,
-            v: zeroed()?,
-        };
+        let adam = Self { options, steps: 0, config, settings, master, m: zeroed()?, v: zeroed()? };
         session.sync()?;
         Ok(adam)
     }
@@ -122,38 +109,17 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
         scale: f64,
     ) -> Result<(), Error<D::Error>> {
         if !grads.filled() {
-            return Err(Error::State(
-                "these gradients are empty: run backward before the step",
-            ));
+            return Err(Error::State("these gradients are empty: run backward before the step"));
         }
         if self.config.tensors() != layer.config.tensors() {
             return Err(Error::State("this optimizer was made for a layer of other sizes"));
         }
         let device = runner.device().clone();
         device.enter(|| {
-            let AdamWOptions {
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } = self.options;
+            let AdamWOptions { beta1, beta2, eps, weight_decay } = self.options;
             let step = self.steps + 1;
-            let settings = AdamWSettings {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-                step,
-                scale,
-            };
-            let Self {
-                settings: buffer,
-                master,
-                m,
-                v,
-                ..
-            } = self;
+            let settings = AdamWSettings { lr, beta1, beta2, eps, weight_decay, step, scale };
+            let Self { settings: buffer, master, m, v, .. } = self;
             layer.balance(runner, grads)?;
             layer.update(runner, |weights, session| {
                 session.upload(&settings.words::<T::Acc>(), whole_mut::<D, T::Acc>(buffer))?;
@@ -196,22 +162,13 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
             dtype: DType::U32,
             bytes: bytemuck::cast_slice(&steps).to_vec(),
         }];
-        let sets = [
-            ("m", Some(&self.m)),
-            ("v", Some(&self.v)),
-            ("master", self.master.as_ref()),
-        ];
+        let sets = [("m", Some(&self.m)), ("v", Some(&self.v)), ("master", self.master.as_ref())];
         for (set, tensors) in sets {
             let Some(tensors) = tensors else { continue };
             for (spec, buffer) in self.config.tensors().iter().zip(tensors.list()) {
                 if let (Some(spec), Some(buffer)) = (spec, buffer) {
                     let name = format!("{set}.{}", spec.name);
-                    all.push(StateTensor::read::<T::Acc, D>(
-                        &layer.session,
-                        name,
-                        spec.shape(),
-                        buffer,
-                    )?);
+                    all.push(StateTensor::read::<T::Acc, D>(&layer.session, name, spec.shape(), buffer)?);
                 }
             }
         }
@@ -234,17 +191,10 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
             [low, high] if steps.dtype == DType::U32 => adam.steps = u64::from(low) | u64::from(high) << 32,
             _ => {
                 let problem = "wanted 2 values of u32".to_owned();
-                return Err(Error::Checkpoint {
-                    name: steps.name,
-                    problem,
-                });
+                return Err(Error::Checkpoint { name: steps.name, problem });
             }
         }
-        let sets = [
-            ("m", Some(&mut adam.m)),
-            ("v", Some(&mut adam.v)),
-            ("master", adam.master.as_mut()),
-        ];
+        let sets = [("m", Some(&mut adam.m)), ("v", Some(&mut adam.v)), ("master", adam.master.as_mut())];
         for (set, buffers) in sets {
             let Some(buffers) = buffers else { continue };
             for (spec, buffer) in adam.config.tensors().iter().zip(buffers.list_mut()) {

@@ -198,16 +198,8 @@ pub mod exp {
     /// Below it e^x rounds to 0 in f32
     pub const MIN: f32 = -103.972_08;
     /// 1/7!, 1/6!, ..., 1/1!, 1/0!
-    pub const TERMS: [f32; 8] = [
-        1.0 / 5040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ];
+    pub const TERMS: [f32; 8] =
+        [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
 }
 
 #[inline]
@@ -249,10 +241,7 @@ mod tests {
         while x < 88.7 {
             let (got, want) = (x.fixed_exp(), libm::exp(x.into()));
             let unit = f64::from(f32::from_bits((want as f32).to_bits() + 1)) - f64::from(want as f32);
-            assert!(
-                (f64::from(got) - want).abs() <= 2.0 * unit,
-                "exp({x}) = {got}, wanted {want}"
-            );
+            assert!((f64::from(got) - want).abs() <= 2.0 * unit, "exp({x}) = {got}, wanted {want}");
             x += 0.013;
         }
     }

@@ -20,11 +20,7 @@ pub fn run<O: Op, D: Kernel<O>>(
     O::check::<D>(dims, &args)?;
     let needed = Kernel::<O>::scratch(device, dims);
     if needed > scratch.len() {
-        return Err(Error::Limit {
-            what: "scratch",
-            got: needed,
-            limit: scratch.len(),
-        });
+        return Err(Error::Limit { what: "scratch", got: needed, limit: scratch.len() });
     }
     device.launch(stream, dims, args, scratch).map_err(Error::Device)
 }
@@ -46,12 +42,7 @@ impl<D: Device> Session<D> {
     pub fn new(device: &D, scratch: usize) -> Result<Self, Error<D::Error>> {
         let stream = device.stream().map_err(Error::Device)?;
         let scratch = device.alloc(&stream, scratch).map_err(Error::Device)?;
-        Ok(Self {
-            device: device.clone(),
-            stream,
-            scratch,
-            trace: Trace::new(),
-        })
+        Ok(Self { device: device.clone(), stream, scratch, trace: Trace::new() })
     }
 
     /// The device.
@@ -105,9 +96,7 @@ impl<D: Device> Session<D> {
     /// [`Error::Shape`] if the lengths differ; [`Error::Device`].
     pub fn upload<T: Elem>(&self, source: &[T], target: Out<'_, D, T>) -> Result<(), Error<D::Error>> {
         crate::expect(OpId("upload"), "source", &[target.len()], source.len())?;
-        self.device
-            .upload(&self.stream, source, target)
-            .map_err(Error::Device)
+        self.device.upload(&self.stream, source, target).map_err(Error::Device)
     }
 
     /// Copies to the host and waits for it.
@@ -116,9 +105,7 @@ impl<D: Device> Session<D> {
     /// [`Error::Shape`] if the lengths differ; [`Error::Device`].
     pub fn download<T: Elem>(&self, source: In<'_, D, T>, target: &mut [T]) -> Result<(), Error<D::Error>> {
         crate::expect(OpId("download"), "target", &[source.len()], target.len())?;
-        self.device
-            .download(&self.stream, source, target)
-            .map_err(Error::Device)
+        self.device.download(&self.stream, source, target).map_err(Error::Device)
     }
 
     /// Waits until all work is done.

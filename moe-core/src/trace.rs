@@ -15,10 +15,7 @@ const ROOM: usize = 128;
 
 impl Trace {
     pub(crate) fn new() -> Self {
-        Self {
-            counts: Vec::with_capacity(ROOM),
-            fault: None,
-        }
+        Self { counts: Vec::with_capacity(ROOM), fault: None }
     }
 
     /// Launches per (op, path) since the start or the last [`clear`](Trace::clear).
@@ -28,11 +25,7 @@ impl Trace {
 
     /// Launches of one op, over all paths.
     pub fn launches(&self, op: OpId) -> u64 {
-        self.counts
-            .iter()
-            .filter(|(id, ..)| *id == op)
-            .map(|(.., count)| count)
-            .sum()
+        self.counts.iter().filter(|(id, ..)| *id == op).map(|(.., count)| count).sum()
     }
 
     /// Forgets all counts.
@@ -61,11 +54,7 @@ impl Trace {
     }
 
     pub(crate) fn record(&mut self, op: OpId, path: Path) {
-        match self
-            .counts
-            .iter_mut()
-            .find(|(id, taken, _)| *id == op && *taken == path)
-        {
+        match self.counts.iter_mut().find(|(id, taken, _)| *id == op && *taken == path) {
             Some((.., count)) => *count += 1,
             None => self.counts.push((op, path, 1)),
         }

@@ -36,12 +36,7 @@ fn inside(range: &Range<usize>, len: usize) -> Result<(), ShapeError> {
     if range.start <= range.end && range.end <= len {
         return Ok(());
     }
-    Err(ShapeError::Length {
-        op: OpId("view"),
-        what: "range",
-        want: len,
-        got: range.end.max(range.start),
-    })
+    Err(ShapeError::Length { op: OpId("view"), what: "range", want: len, got: range.end.max(range.start) })
 }
 
 impl<'a, M: ?Sized> View<'a, M> {
@@ -66,11 +61,7 @@ impl<'a, M: ?Sized> View<'a, M> {
     /// [`ShapeError`] if the range does not lie inside the view.
     pub fn slice(self, range: Range<usize>) -> Result<Self, ShapeError> {
         inside(&range, self.len)?;
-        Ok(Self {
-            mem: self.mem,
-            start: self.start + range.start,
-            len: range.len(),
-        })
+        Ok(Self { mem: self.mem, start: self.start + range.start, len: range.len() })
     }
 }
 
@@ -92,20 +83,12 @@ impl<'a, M: ?Sized> ViewMut<'a, M> {
 
     /// The same view for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, M> {
-        ViewMut {
-            mem: self.mem,
-            start: self.start,
-            len: self.len,
-        }
+        ViewMut { mem: self.mem, start: self.start, len: self.len }
     }
 
     /// A shared view of the same elements.
     pub fn read(&self) -> View<'_, M> {
-        View {
-            mem: self.mem,
-            start: self.start,
-            len: self.len,
-        }
+        View { mem: self.mem, start: self.start, len: self.len }
     }
 
     /// A part of the view.
@@ -114,22 +97,14 @@ impl<'a, M: ?Sized> ViewMut<'a, M> {
     /// [`ShapeError`] if the range does not lie inside the view.
     pub fn slice(self, range: Range<usize>) -> Result<Self, ShapeError> {
         inside(&range, self.len)?;
-        Ok(Self {
-            mem: self.mem,
-            start: self.start + range.start,
-            len: range.len(),
-        })
+        Ok(Self { mem: self.mem, start: self.start + range.start, len: range.len() })
     }
 }
 
 impl<'a, T> View<'a, [T]> {
     /// A view of a whole slice.
     pub fn of(slice: &'a [T]) -> Self {
-        Self {
-            mem: slice,
-            start: 0,
-            len: slice.len(),
-        }
+        Self { mem: slice, start: 0, len: slice.len() }
     }
 
     /// The elements, where device memory is a slice.
@@ -141,11 +116,7 @@ impl<'a, T> View<'a, [T]> {
 impl<'a, T> ViewMut<'a, [T]> {
     /// A view of a whole slice.
     pub fn of(slice: &'a mut [T]) -> Self {
-        Self {
-            start: 0,
-            len: slice.len(),
-            mem: slice,
-        }
+        Self { start: 0, len: slice.len(), mem: slice }
     }
 
     /// The elements, where device memory is a slice.
@@ -157,21 +128,13 @@ impl<'a, T> ViewMut<'a, [T]> {
 /// A view of all elements of a buffer.
 pub fn whole<D: Device, T: Elem>(buffer: &D::Owned<T>) -> In<'_, D, T> {
     let mem: &D::Mem<T> = buffer.borrow();
-    View {
-        start: 0,
-        len: D::len(mem),
-        mem,
-    }
+    View { start: 0, len: D::len(mem), mem }
 }
 
 /// An exclusive view of all elements of a buffer.
 pub fn whole_mut<D: Device, T: Elem>(buffer: &mut D::Owned<T>) -> Out<'_, D, T> {
     let mem: &mut D::Mem<T> = buffer.borrow_mut();
-    ViewMut {
-        start: 0,
-        len: D::len(mem),
-        mem,
-    }
+    ViewMut { start: 0, len: D::len(mem), mem }
 }
 
 /// A view of the first `len` elements of a buffer.

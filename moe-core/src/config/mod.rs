@@ -156,11 +156,7 @@ impl MoeConfig {
             score_order: ScoreOrder::AfterExperts,
             shared: None,
             capacity: None,
-            balance: Balance {
-                loss: None,
-                z_loss: 0.0,
-                bias_rate: 0.0,
-            },
+            balance: Balance { loss: None, z_loss: 0.0, bias_rate: 0.0 },
             memory: MemoryPolicy::Keep,
             layer: 0,
         }
@@ -196,19 +192,10 @@ impl MoeConfig {
             Some(spec("w13", [self.experts, up, self.width], 3)),
             self.expert_bias.then(|| spec("b13", [self.experts, up, 1], 2)),
             Some(spec("w2", [self.experts, self.width, self.hidden], 3)),
-            self.expert_bias
-                .then(|| spec("b2", [self.experts, self.width, 1], 2)),
-            shared(&|s| {
-                spec(
-                    "shared.w13",
-                    [self.activation.up_width(s.hidden), self.width, 1],
-                    2,
-                )
-            }),
+            self.expert_bias.then(|| spec("b2", [self.experts, self.width, 1], 2)),
+            shared(&|s| spec("shared.w13", [self.activation.up_width(s.hidden), self.width, 1], 2)),
             shared(&|s| spec("shared.w2", [self.width, s.hidden, 1], 2)),
-            self.shared
-                .filter(|s| s.gated)
-                .map(|_| spec("shared.gate", [1, self.width, 1], 2)),
+            self.shared.filter(|s| s.gated).map(|_| spec("shared.gate", [1, self.width, 1], 2)),
         ]
     }
 }

@@ -5,12 +5,7 @@ use crate::ops::{Activation, RouteRule, ScoreFunction};
 
 impl MoeConfig {
     const fn sized(width: usize, hidden: usize, experts: usize, top_k: usize) -> Self {
-        Self::of(Sizes {
-            width,
-            hidden,
-            experts,
-            top_k,
-        })
+        Self::of(Sizes { width, hidden, experts, top_k })
     }
 
     /// DeepSeek-V3 and R1, 671B (arXiv 2412.19437, section 4.2; `config.json` of deepseek-ai/DeepSeek-V3).
@@ -25,15 +20,8 @@ impl MoeConfig {
                 ..base.rule
             },
             selection_bias: true,
-            shared: Some(SharedExperts {
-                hidden: 2048,
-                gated: false,
-            }),
-            balance: Balance {
-                loss: Some(BalanceLoss::Sequence(1e-4)),
-                z_loss: 0.0,
-                bias_rate: 1e-3,
-            },
+            shared: Some(SharedExperts { hidden: 2048, gated: false }),
+            balance: Balance { loss: Some(BalanceLoss::Sequence(1e-4)), z_loss: 0.0, bias_rate: 1e-3 },
             ..base
         }
     }
@@ -43,14 +31,8 @@ impl MoeConfig {
     pub fn deepseek_16b() -> Self {
         let base = Self::sized(2048, 1408, 64, 6);
         Self {
-            rule: RouteRule {
-                normalize: false,
-                ..base.rule
-            },
-            shared: Some(SharedExperts {
-                hidden: 2816,
-                gated: false,
-            }),
+            rule: RouteRule { normalize: false, ..base.rule },
+            shared: Some(SharedExperts { hidden: 2816, gated: false }),
             ..base
         }
     }
@@ -79,15 +61,8 @@ impl MoeConfig {
     pub fn olmoe_1b_7b() -> Self {
         let base = Self::sized(2048, 1024, 64, 8);
         Self {
-            rule: RouteRule {
-                normalize: false,
-                ..base.rule
-            },
-            balance: Balance {
-                loss: Some(BalanceLoss::Batch(0.01)),
-                z_loss: 1e-3,
-                bias_rate: 0.0,
-            },
+            rule: RouteRule { normalize: false, ..base.rule },
+            balance: Balance { loss: Some(BalanceLoss::Batch(0.01)), z_loss: 1e-3, bias_rate: 0.0 },
             ..base
         }
     }
@@ -105,16 +80,9 @@ impl MoeConfig {
     fn llama4(experts: usize) -> Self {
         let base = Self::sized(5120, 8192, experts, 1);
         Self {
-            rule: RouteRule {
-                score: ScoreFunction::Sigmoid,
-                normalize: false,
-                ..base.rule
-            },
+            rule: RouteRule { score: ScoreFunction::Sigmoid, normalize: false, ..base.rule },
             score_order: ScoreOrder::BeforeExperts,
-            shared: Some(SharedExperts {
-                hidden: 8192,
-                gated: false,
-            }),
+            shared: Some(SharedExperts { hidden: 8192, gated: false }),
             ..base
         }
     }
@@ -132,17 +100,10 @@ impl MoeConfig {
     fn gpt_oss(experts: usize) -> Self {
         let base = Self::sized(2880, 2880, experts, 4);
         Self {
-            activation: Activation::ClampedSwiGlu {
-                alpha: 1.702,
-                limit: 7.0,
-            },
+            activation: Activation::ClampedSwiGlu { alpha: 1.702, limit: 7.0 },
             expert_bias: true,
             gate_bias: true,
-            rule: RouteRule {
-                score: ScoreFunction::SoftmaxTopK,
-                normalize: false,
-                ..base.rule
-            },
+            rule: RouteRule { score: ScoreFunction::SoftmaxTopK, normalize: false, ..base.rule },
             ..base
         }
     }
@@ -151,14 +112,8 @@ impl MoeConfig {
     pub fn qwen2_moe_a2_7b() -> Self {
         let base = Self::sized(2048, 1408, 60, 4);
         Self {
-            rule: RouteRule {
-                normalize: false,
-                ..base.rule
-            },
-            shared: Some(SharedExperts {
-                hidden: 5632,
-                gated: true,
-            }),
+            rule: RouteRule { normalize: false, ..base.rule },
+            shared: Some(SharedExperts { hidden: 5632, gated: true }),
             ..base
         }
     }
@@ -167,14 +122,8 @@ impl MoeConfig {
     pub fn qwen2_57b_a14b() -> Self {
         let base = Self::sized(3584, 2560, 64, 8);
         Self {
-            rule: RouteRule {
-                normalize: false,
-                ..base.rule
-            },
-            shared: Some(SharedExperts {
-                hidden: 20480,
-                gated: true,
-            }),
+            rule: RouteRule { normalize: false, ..base.rule },
+            shared: Some(SharedExperts { hidden: 20480, gated: true }),
             ..base
         }
     }

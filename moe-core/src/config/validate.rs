@@ -29,11 +29,7 @@ impl MoeConfig {
         range("top_k", self.top_k, 1, self.experts)?;
         let elements = (self.experts as u128) * (self.up_width() as u128) * (self.width as u128);
         if elements > 1 << 40 {
-            return Err(wrong(
-                "experts",
-                self.experts,
-                "the weights would have more than 2^40 elements",
-            ));
+            return Err(wrong("experts", self.experts, "the weights would have more than 2^40 elements"));
         }
         Ok(())
     }
@@ -42,11 +38,7 @@ impl MoeConfig {
         let rule = &self.rule;
         range("rule.groups", rule.groups, 1, self.experts)?;
         if !self.experts.is_multiple_of(rule.groups) {
-            return Err(wrong(
-                "rule.groups",
-                rule.groups,
-                format!("must divide experts = {}", self.experts),
-            ));
+            return Err(wrong("rule.groups", rule.groups, format!("must divide experts = {}", self.experts)));
         }
         range("rule.groups_kept", rule.groups_kept, 1, rule.groups)?;
         let reachable = rule.groups_kept * (self.experts / rule.groups);
@@ -58,11 +50,9 @@ impl MoeConfig {
             return Err(wrong("rule.scale", rule.scale, "must be finite"));
         }
         match rule.jitter {
-            Some(jitter) if !(0.0..1.0).contains(&jitter.amplitude) => Err(wrong(
-                "rule.jitter.amplitude",
-                jitter.amplitude,
-                "must be at least 0 and below 1",
-            )),
+            Some(jitter) if !(0.0..1.0).contains(&jitter.amplitude) => {
+                Err(wrong("rule.jitter.amplitude", jitter.amplitude, "must be at least 0 and below 1"))
+            }
             _ => Ok(()),
         }
     }
@@ -80,11 +70,9 @@ impl MoeConfig {
             range("shared.hidden", shared.hidden, 1, LARGEST)?;
         }
         match self.capacity {
-            Some(capacity) if !(capacity.factor > 0.0 && capacity.factor.is_finite()) => Err(wrong(
-                "capacity.factor",
-                capacity.factor,
-                "must be above 0 and finite",
-            )),
+            Some(capacity) if !(capacity.factor > 0.0 && capacity.factor.is_finite()) => {
+                Err(wrong("capacity.factor", capacity.factor, "must be above 0 and finite"))
+            }
             _ => Ok(()),
         }
     }
@@ -97,22 +85,14 @@ impl MoeConfig {
         not_negative("balance.z_loss", balance.z_loss)?;
         not_negative("balance.bias_rate", balance.bias_rate)?;
         if balance.bias_rate > 0.0 && !self.selection_bias {
-            return Err(wrong(
-                "balance.bias_rate",
-                balance.bias_rate,
-                "needs selection_bias = true",
-            ));
+            return Err(wrong("balance.bias_rate", balance.bias_rate, "needs selection_bias = true"));
         }
         Ok(())
     }
 }
 
 fn wrong(field: &'static str, got: impl Display, wanted: impl Into<String>) -> ConfigError {
-    ConfigError {
-        field,
-        got: got.to_string(),
-        wanted: wanted.into(),
-    }
+    ConfigError { field, got: got.to_string(), wanted: wanted.into() }
 }
 
 fn range(field: &'static str, got: usize, min: usize, max: usize) -> Result<(), ConfigError> {

@@ -37,11 +37,7 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
     /// [`Error::Device`] if memory runs out.
     pub fn grads(&self) -> Result<Grads<D, T>, Error<D::Error>> {
         let weights = Tensors::zeroed(self.device(), self.session.stream(), &self.config)?;
-        let grads = Grads {
-            weights,
-            load: self.session.alloc(self.config.experts)?,
-            filled: false,
-        };
+        let grads = Grads { weights, load: self.session.alloc(self.config.experts)?, filled: false };
         self.session.sync()?;
         Ok(grads)
     }
@@ -60,9 +56,7 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
             return Ok(());
         }
         if !grads.filled {
-            return Err(Error::State(
-                "these gradients are empty: run backward before balance",
-            ));
+            return Err(Error::State("these gradients are empty: run backward before balance"));
         }
         runner.set_bias_rate(rate)?;
         let args = BiasUpdateArgs {
@@ -70,11 +64,6 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
             rate: whole::<D, T::Acc>(&runner.bias_rate.buffer),
             bias: whole_mut::<D, T::Acc>(bias),
         };
-        runner.session.run::<BiasUpdate<T>>(
-            &BiasUpdateDims {
-                experts: self.config.experts,
-            },
-            args,
-        )
+        runner.session.run::<BiasUpdate<T>>(&BiasUpdateDims { experts: self.config.experts }, args)
     }
 }

@@ -26,9 +26,8 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
             let fan_in = spec.shape().last().copied().unwrap_or(1);
             let bound = 1.0 / libm::sqrt(fan_in as f64);
             let mut random = Random(seed ^ (at as u64) << 56);
-            let values: Vec<T> = (0..spec.len())
-                .map(|_| T::narrow(T::Acc::of(bound * random.next_signed())))
-                .collect();
+            let values: Vec<T> =
+                (0..spec.len()).map(|_| T::narrow(T::Acc::of(bound * random.next_signed()))).collect();
             layer.session.upload(&values, whole_mut::<D, T>(buffer))?;
         }
         layer.pack()

@@ -39,11 +39,7 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
         let session = Session::new(device, Plan::new(config, 0, 0).scratch_forward::<T, D>(device))?;
         let weights = Tensors::zeroed(device, session.stream(), config)?;
         let packed = Packed::of::<T>(&session, config)?;
-        let selection_bias = if config.selection_bias {
-            Some(session.alloc(config.experts)?)
-        } else {
-            None
-        };
+        let selection_bias = if config.selection_bias { Some(session.alloc(config.experts)?) } else { None };
         Ok(Self {
             config: *config,
             session,
@@ -129,9 +125,7 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
 
     pub(crate) fn for_training(&self) -> Result<(), Error<D::Error>> {
         if self.inference_only {
-            return Err(Error::State(
-                "this layer was made for inference: it can only run forward",
-            ));
+            return Err(Error::State("this layer was made for inference: it can only run forward"));
         }
         Ok(())
     }

@@ -27,11 +27,7 @@ pub(crate) struct Packed<D: Device> {
 
 impl<D: Device> Layout<D> {
     fn new<T: Scalar>(session: &Session<D>, dims: PackDims, wanted: bool) -> Result<Self, Error<D::Error>> {
-        let len = if wanted {
-            session.device().packed_len::<T>(&dims)
-        } else {
-            0
-        };
+        let len = if wanted { session.device().packed_len::<T>(&dims) } else { 0 };
         let bytes = if len > 0 { Some(session.alloc(len)?) } else { None };
         Ok(Self { dims, bytes })
     }
@@ -46,10 +42,7 @@ impl<D: Device> Layout<D> {
     {
         match &mut self.bytes {
             Some(bytes) => {
-                let args = PackWeightsArgs {
-                    plain: whole::<D, T>(plain),
-                    packed: whole_mut::<D, u8>(bytes),
-                };
+                let args = PackWeightsArgs { plain: whole::<D, T>(plain), packed: whole_mut::<D, u8>(bytes) };
                 session.run::<PackWeights<T>>(&self.dims, args)
             }
             None => Ok(()),
@@ -135,9 +128,7 @@ pub(crate) fn pack_all<T: Scalar, D: MoeDevice<T>>(
     packed: &mut (Packed<D>, Option<Packed<D>>),
     weights: &Tensors<D, T>,
 ) -> Result<(), Error<D::Error>> {
-    packed
-        .0
-        .pack(session, Some(&weights.gate), &weights.w13, &weights.w2)?;
+    packed.0.pack(session, Some(&weights.gate), &weights.w13, &weights.w2)?;
     match (&mut packed.1, &weights.shared) {
         (Some(packed), Some(shared)) => packed.pack(session, shared.gate.as_ref(), &shared.w13, &shared.w2),
         _ => Ok(()),

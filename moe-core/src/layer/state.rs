@@ -42,12 +42,7 @@ impl StateTensor {
         let mut values = vec![E::default(); view.len()];
         session.download(view, &mut values)?;
         let bytes = bytemuck::cast_slice(&values).to_vec();
-        Ok(Self {
-            name,
-            shape: shape.to_vec(),
-            dtype: E::DTYPE,
-            bytes,
-        })
+        Ok(Self { name, shape: shape.to_vec(), dtype: E::DTYPE, bytes })
     }
 
     /// Writes the bytes to a buffer of that shape on the device.
@@ -57,16 +52,10 @@ impl StateTensor {
         shape: &[usize],
         buffer: &mut D::Owned<E>,
     ) -> Result<(), Error<D::Error>> {
-        let wrong = |problem| Error::Checkpoint {
-            name: self.name.clone(),
-            problem,
-        };
+        let wrong = |problem| Error::Checkpoint { name: self.name.clone(), problem };
         if self.dtype != E::DTYPE || self.shape != shape {
             let (got, dtype) = (&self.shape, self.dtype);
-            return Err(wrong(format!(
-                "wanted {} {shape:?}, got {dtype} {got:?}",
-                E::DTYPE
-            )));
+            return Err(wrong(format!("wanted {} {shape:?}, got {dtype} {got:?}", E::DTYPE)));
         }
         let want = shape.iter().product::<usize>() * size_of::<E>();
         if self.bytes.len() != want {
@@ -84,10 +73,7 @@ pub(crate) fn take<B: crate::BackendError>(
 ) -> Result<StateTensor, Error<B>> {
     match tensors.iter().position(|tensor| tensor.name == name) {
         Some(at) => Ok(tensors.swap_remove(at)),
-        None => Err(Error::Checkpoint {
-            name: name.to_owned(),
-            problem: "is missing".to_owned(),
-        }),
+        None => Err(Error::Checkpoint { name: name.to_owned(), problem: "is missing".to_owned() }),
     }
 }
 
@@ -97,10 +83,7 @@ pub(crate) fn none_left<B: crate::BackendError>(tensors: &[StateTensor]) -> Resu
         None => Ok(()),
         Some(surplus) => {
             let problem = "is no tensor of this configuration, or is there twice".to_owned();
-            Err(Error::Checkpoint {
-                name: surplus.name.clone(),
-                problem,
-            })
+            Err(Error::Checkpoint { name: surplus.name.clone(), problem })
         }
     }
 }

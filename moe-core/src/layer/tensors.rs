@@ -49,11 +49,7 @@ impl<D: Device, E: Elem> Tensors<D, E> {
         };
         let always = |at: usize| alloc(at).and_then(|buffer| buffer.ok_or(Error::State("no such tensor")));
         let shared = match config.shared {
-            Some(_) => Some(SharedTensors {
-                w13: always(6)?,
-                w2: always(7)?,
-                gate: alloc(8)?,
-            }),
+            Some(_) => Some(SharedTensors { w13: always(6)?, w2: always(7)?, gate: alloc(8)? }),
             None => None,
         };
         Ok(Self {

@@ -36,10 +36,7 @@ const TANH_CUBIC: f64 = 0.044_715;
 impl Activation {
     /// Whether it reads two halves.
     pub const fn gated(self) -> bool {
-        matches!(
-            self,
-            Self::SwiGlu | Self::GeGlu | Self::GeGluTanh | Self::ClampedSwiGlu { .. }
-        )
+        matches!(self, Self::SwiGlu | Self::GeGlu | Self::GeGluTanh | Self::ClampedSwiGlu { .. })
     }
 
     /// Width of the up-projection for experts of hidden width `hidden`.
@@ -90,16 +87,8 @@ impl Activation {
                 let (gc, uc) = (least(g, limit), most(least(u, limit), -limit));
                 let s = (alpha * gc).fixed_sigmoid();
                 let slope = s * (A::ONE + alpha * gc * (A::ONE - s));
-                let dg = if g > limit {
-                    A::ZERO
-                } else {
-                    da * (uc + A::ONE) * slope
-                };
-                let du = if u > limit || u < -limit {
-                    A::ZERO
-                } else {
-                    da * gc * s
-                };
+                let dg = if g > limit { A::ZERO } else { da * (uc + A::ONE) * slope };
+                let du = if u > limit || u < -limit { A::ZERO } else { da * gc * s };
                 (dg, du)
             }
             Self::Gelu => (da * gelu(g).1, A::ZERO),
@@ -131,10 +120,7 @@ fn gelu_tanh<A: Accum>(x: A) -> (A, A) {
     let (half, root, cubic) = (A::of(0.5), A::of(SQRT_2_OVER_PI), A::of(TANH_CUBIC));
     let t = (root * (x + cubic * x * x * x)).fixed_tanh();
     let inner = root * (A::ONE + A::of(3.0) * cubic * x * x);
-    (
-        half * x * (A::ONE + t),
-        half * (A::ONE + t) + half * x * (A::ONE - t * t) * inner,
-    )
+    (half * x * (A::ONE + t), half * (A::ONE + t) + half * x * (A::ONE - t * t) * inner)
 }
 
 #[cfg(test)]
@@ -145,10 +131,7 @@ mod tests {
         Activation::SwiGlu,
         Activation::GeGlu,
         Activation::GeGluTanh,
-        Activation::ClampedSwiGlu {
-            alpha: 1.702,
-            limit: 1.5,
-        },
+        Activation::ClampedSwiGlu { alpha: 1.702, limit: 1.5 },
         Activation::Gelu,
         Activation::GeluTanh,
         Activation::SquaredRelu,

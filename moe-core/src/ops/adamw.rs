@@ -41,26 +41,8 @@ impl AdamWSettings {
     pub fn words<A: Accum>(&self) -> [A; ADAMW_SETTINGS] {
         let power = |beta: f64| libm::pow(beta, self.step as f64);
         let (c1, c2) = (1.0 - power(self.beta1), 1.0 - power(self.beta2));
-        let Self {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            scale,
-            ..
-        } = *self;
-        [
-            lr * weight_decay,
-            beta1,
-            beta2,
-            eps,
-            lr / c1,
-            libm::sqrt(c2),
-            scale,
-            0.0,
-        ]
-        .map(A::of)
+        let Self { lr, beta1, beta2, eps, weight_decay, scale, .. } = *self;
+        [lr * weight_decay, beta1, beta2, eps, lr / c1, libm::sqrt(c2), scale, 0.0].map(A::of)
     }
 }
 

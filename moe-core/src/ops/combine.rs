@@ -61,12 +61,7 @@ impl<T: Scalar> Op for Combine<T> {
     fn check<D: Device>(dims: &CombineDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
         within(Self::ID, "rows", 0, NO_ROW as usize - 1, dims.rows)?;
         expect(Self::ID, "y", &[dims.rows, dims.width], args.y.len())?;
-        expect(
-            Self::ID,
-            "row_of_slot",
-            &[dims.tokens, dims.top_k],
-            args.row_of_slot.len(),
-        )?;
+        expect(Self::ID, "row_of_slot", &[dims.tokens, dims.top_k], args.row_of_slot.len())?;
         if let Some(weights) = &args.weights {
             expect(Self::ID, "weights", &[dims.tokens, dims.top_k], weights.len())?;
         }
@@ -83,9 +78,7 @@ impl<T: Scalar> Op for Combine<T> {
         let CombineDims { top_k, width, .. } = *dims;
         let (y, rows, out) = (args.y.host(), args.row_of_slot.host(), args.out.host());
         let weights = args.weights.map(View::host);
-        let base = args
-            .base
-            .map(|base| base.map(|base| (base.rows.host(), base.scale.map(View::host))));
+        let base = args.base.map(|base| base.map(|base| (base.rows.host(), base.scale.map(View::host))));
         dims.check_rows(rows)?;
         for (at, out) in out.iter_mut().enumerate() {
             let (token, column) = (at / width, at % width);

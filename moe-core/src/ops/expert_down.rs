@@ -39,8 +39,7 @@ impl<T: Scalar> Op for ExpertDown<T> {
     fn check<D: Device>(dims: &ExpertDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
         dims.check(Self::ID, Some(dims.rows), args.offsets.len())?;
         expect(Self::ID, "a", &[dims.rows, dims.hidden], args.a.len())?;
-        args.w2
-            .check(Self::ID, "w2", &[dims.experts, dims.width, dims.hidden])?;
+        args.w2.check(Self::ID, "w2", &[dims.experts, dims.width, dims.hidden])?;
         if let Some(b2) = &args.b2 {
             expect(Self::ID, "b2", &[dims.experts, dims.width], b2.len())?;
         }

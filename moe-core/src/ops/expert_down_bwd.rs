@@ -54,8 +54,7 @@ impl<T: Scalar> Op for ExpertDownBwd<T> {
     fn check<D: Device>(dims: &ExpertDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
         dims.check(Self::ID, args.index.map(|i| i.len()), args.offsets.len())?;
         expect(Self::ID, "dout", &[dims.tokens, dims.width], args.dout.len())?;
-        args.w2
-            .check(Self::ID, "w2", &[dims.experts, dims.width, dims.hidden])?;
+        args.w2.check(Self::ID, "w2", &[dims.experts, dims.width, dims.hidden])?;
         if let Some(b2) = &args.b2 {
             expect(Self::ID, "b2", &[dims.experts, dims.width], b2.len())?;
         }
@@ -66,11 +65,7 @@ impl<T: Scalar> Op for ExpertDownBwd<T> {
             Some(weights) => expect(Self::ID, "weights", &[dims.tokens, dims.fan], weights.len())?,
             None if args.scores_first || args.ds.is_some() => {
                 let why = "are missing, but scores come first or ds is wanted";
-                return Err(ShapeError::Combination {
-                    op: Self::ID,
-                    what: "weights",
-                    why,
-                });
+                return Err(ShapeError::Combination { op: Self::ID, what: "weights", why });
             }
             None => {}
         }
@@ -104,11 +99,7 @@ impl<T: Scalar> Op for ExpertDownBwd<T> {
                 for f in 0..hidden {
                     let z = |n: usize| {
                         let b13 = b13.map_or(T::Acc::ZERO, |b13| b13[expert * up + n].widen());
-                        if args.scores_first {
-                            s.fused(h[n].widen(), b13)
-                        } else {
-                            h[n].widen()
-                        }
+                        if args.scores_first { s.fused(h[n].widen(), b13) } else { h[n].widen() }
                     };
                     let (g, u) = (z(f), if up > hidden { z(hidden + f) } else { T::Acc::ZERO });
                     let value = dims.activation.apply(g, u);

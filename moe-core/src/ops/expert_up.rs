@@ -45,8 +45,7 @@ impl<T: Scalar> Op for ExpertUp<T> {
     fn check<D: Device>(dims: &ExpertDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
         dims.check(Self::ID, args.index.map(|i| i.len()), args.offsets.len())?;
         expect(Self::ID, "x", &[dims.tokens, dims.width], args.x.len())?;
-        args.w13
-            .check(Self::ID, "w13", &[dims.experts, dims.up_width(), dims.width])?;
+        args.w13.check(Self::ID, "w13", &[dims.experts, dims.up_width(), dims.width])?;
         if let Some(b13) = &args.b13 {
             expect(Self::ID, "b13", &[dims.experts, dims.up_width()], b13.len())?;
         }
@@ -84,9 +83,7 @@ impl<T: Scalar> Op for ExpertUp<T> {
                 }
                 let z = |n: usize| {
                     let b13 = b13.map_or(T::Acc::ZERO, |b13| b13[expert * up + n].widen());
-                    weights.map_or(row_h[n].widen(), |weights| {
-                        weights[slot].fused(row_h[n].widen(), b13)
-                    })
+                    weights.map_or(row_h[n].widen(), |weights| weights[slot].fused(row_h[n].widen(), b13))
                 };
                 for f in 0..hidden {
                     let u = if up > hidden { z(hidden + f) } else { T::Acc::ZERO };

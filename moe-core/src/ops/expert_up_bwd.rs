@@ -40,8 +40,7 @@ impl<T: Scalar> Op for ExpertUpBwd<T> {
     fn check<D: Device>(dims: &ExpertDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
         dims.check(Self::ID, args.index.map(|i| i.len()), args.offsets.len())?;
         expect(Self::ID, "dz", &[dims.rows, dims.up_width()], args.dz.len())?;
-        args.w13
-            .check(Self::ID, "w13", &[dims.experts, dims.up_width(), dims.width])?;
+        args.w13.check(Self::ID, "w13", &[dims.experts, dims.up_width(), dims.width])?;
         if let Some(weights) = &args.weights {
             expect(Self::ID, "weights", &[dims.tokens, dims.fan], weights.len())?;
         }

@@ -67,17 +67,7 @@ impl<T: Scalar> Op for ExpertWgrad<T> {
     type Args<'a, D: Device> = ExpertWgradArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &WgradDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let WgradDims {
-            tokens,
-            fan,
-            rows,
-            experts,
-            left,
-            right,
-            gather_left,
-            gather_right,
-            ..
-        } = *dims;
+        let WgradDims { tokens, fan, rows, experts, left, right, gather_left, gather_right, .. } = *dims;
         within(Self::ID, "fan", 1, u32::MAX as usize, fan)?;
         within(Self::ID, "rows", 0, u32::MAX as usize - 1, rows)?;
         within(Self::ID, "experts", 0, i32::MAX as usize, experts)?;
@@ -88,18 +78,8 @@ impl<T: Scalar> Op for ExpertWgrad<T> {
                 within(Self::ID, "rows without an index", 0, tokens, rows)?;
             }
         }
-        expect(
-            Self::ID,
-            "left",
-            &[if gather_left { tokens } else { rows }, left],
-            args.left.len(),
-        )?;
-        expect(
-            Self::ID,
-            "right",
-            &[if gather_right { tokens } else { rows }, right],
-            args.right.len(),
-        )?;
+        expect(Self::ID, "left", &[if gather_left { tokens } else { rows }, left], args.left.len())?;
+        expect(Self::ID, "right", &[if gather_right { tokens } else { rows }, right], args.right.len())?;
         expect(Self::ID, "offsets", &[experts + 1], args.offsets.len())?;
         if let Some(weights) = &args.right_weights {
             expect(Self::ID, "right_weights", &[tokens, fan], weights.len())?;
@@ -115,21 +95,10 @@ impl<T: Scalar> Op for ExpertWgrad<T> {
     }
 
     fn reference(dims: &WgradDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let WgradDims {
-            tokens,
-            fan,
-            rows,
-            left: m,
-            right: n,
-            accumulate,
-            ..
-        } = *dims;
+        let WgradDims { tokens, fan, rows, left: m, right: n, accumulate, .. } = *dims;
         let (left, right, offsets) = (args.left.host(), args.right.host(), args.offsets.host());
         let index = args.index.map(View::host);
-        let (scale, bias_scale) = (
-            args.right_weights.map(View::host),
-            args.bias_weights.map(View::host),
-        );
+        let (scale, bias_scale) = (args.right_weights.map(View::host), args.bias_weights.map(View::host));
         check_offsets(Self::ID, offsets, rows)?;
         let used = offsets.last().map_or(0, |last| *last as usize);
         if let Some(index) = index {
@@ -153,9 +122,9 @@ impl<T: Scalar> Op for ExpertWgrad<T> {
                     store(&mut dw[(expert * m + i) * n + j], sum);
                 }
                 if let Some(dbias) = &mut dbias {
-                    let sum = rows.clone().fold(T::Acc::ZERO, |sum, row| {
-                        factor(bias_scale, row).fused(left(row, i), sum)
-                    });
+                    let sum = rows
+                        .clone()
+                        .fold(T::Acc::ZERO, |sum, row| factor(bias_scale, row).fused(left(row, i), sum));
                     store(&mut dbias[expert * m + i], sum);
                 }
             }

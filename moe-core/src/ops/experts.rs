@@ -46,12 +46,7 @@ impl ExpertDims {
             PackUse::Up | PackUse::UpBwd | PackUse::Gate => (self.up_width(), self.width),
             PackUse::Down | PackUse::DownBwd => (self.width, self.hidden),
         };
-        PackDims {
-            groups: self.experts,
-            rows,
-            cols,
-            use_,
-        }
+        PackDims { groups: self.experts, rows, cols, use_ }
     }
 
     /// Bounds that hold for every expert product.

@@ -56,12 +56,7 @@ impl<T: Scalar> Op for GateBwd<T> {
     type Args<'a, D: Device> = GateBwdArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &GateBwdDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let GateBwdDims {
-            tokens,
-            width,
-            experts,
-            ..
-        } = *dims;
+        let GateBwdDims { tokens, width, experts, .. } = *dims;
         expect(Self::ID, "dlogits", &[tokens, experts], args.dlogits.len())?;
         expect(Self::ID, "x", &[tokens, width], args.x.len())?;
         args.gate.check(Self::ID, "gate", &[experts, width])?;
@@ -75,23 +70,10 @@ impl<T: Scalar> Op for GateBwd<T> {
     }
 
     fn reference(dims: &GateBwdDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let GateBwdDims {
-            tokens,
-            width,
-            experts,
-            jitter,
-            accumulate,
-        } = *dims;
+        let GateBwdDims { tokens, width, experts, jitter, accumulate } = *dims;
         let (dlogits, x, gate) = (args.dlogits.host(), args.x.host(), args.gate.host());
         let stamp = read_stamp(args.stamp.map(View::host));
-        let seen = |token, d| {
-            jittered(
-                jitter,
-                Jitter::key(&stamp, token),
-                d,
-                x[token * width + d].widen(),
-            )
-        };
+        let seen = |token, d| jittered(jitter, Jitter::key(&stamp, token), d, x[token * width + d].widen());
         for (at, dx) in args.dx.host().iter_mut().enumerate() {
             let (token, d) = (at / width, at % width);
             let mut sum = T::Acc::ZERO;
@@ -104,18 +86,10 @@ impl<T: Scalar> Op for GateBwd<T> {
         let store = |out: &mut T::Acc, sum| *out = if accumulate { *out + sum } else { sum };
         for (at, dgate) in args.dgate.host().iter_mut().enumerate() {
             let (expert, d) = (at / width, at % width);
-            store(
-                dgate,
-                over_tokens(tokens, |t, sum| {
-                    dlogits[t * experts + expert].fused(seen(t, d), sum)
-                }),
-            );
+            store(dgate, over_tokens(tokens, |t, sum| dlogits[t * experts + expert].fused(seen(t, d), sum)));
         }
         for (expert, dbias) in args.dbias.map(ViewMut::host).into_iter().flatten().enumerate() {
-            store(
-                dbias,
-                over_tokens(tokens, |t, sum| dlogits[t * experts + expert] + sum),
-            );
+            store(dbias, over_tokens(tokens, |t, sum| dlogits[t * experts + expert] + sum));
         }
         Ok(())
     }

@@ -33,11 +33,7 @@ pub struct GatherDims {
 impl GatherDims {
     /// Rows of `out`.
     pub fn out_rows(&self) -> usize {
-        if self.pitch > 0 {
-            self.groups.saturating_mul(self.pitch)
-        } else {
-            self.rows
-        }
+        if self.pitch > 0 { self.groups.saturating_mul(self.pitch) } else { self.rows }
     }
 }
 
@@ -68,14 +64,7 @@ impl<T: Scalar> Op for Gather<T> {
     }
 
     fn reference(dims: &GatherDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let GatherDims {
-            sources,
-            fan,
-            rows,
-            width,
-            pitch,
-            ..
-        } = *dims;
+        let GatherDims { sources, fan, rows, width, pitch, .. } = *dims;
         let (source, index, offsets) = (args.source.host(), args.index.host(), args.offsets.host());
         let out = args.out.host();
         check_offsets(Self::ID, offsets, rows)?;
@@ -87,11 +76,7 @@ impl<T: Scalar> Op for Gather<T> {
                 within(Self::ID, "rows of a group", 0, pitch, last - first)?;
             }
             for row in first..last {
-                let place = if pitch > 0 {
-                    group * pitch + row - first
-                } else {
-                    row
-                };
+                let place = if pitch > 0 { group * pitch + row - first } else { row };
                 let from = index[row] as usize / fan;
                 out[place * width..][..width].copy_from_slice(&source[from * width..][..width]);
             }

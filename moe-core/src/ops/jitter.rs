@@ -60,14 +60,8 @@ impl Jitter {
     /// Hash of everything but d. `token` counts from the call's first token.
     pub fn key(stamp: &Stamp, token: usize) -> u32 {
         let token = stamp.first_token.wrapping_add(token as u64);
-        let words = Stamp {
-            first_token: token,
-            ..*stamp
-        }
-        .words();
-        words
-            .iter()
-            .fold(0x9e37_79b9, |key, word| mix(key ^ word).wrapping_add(0x9e37_79b9))
+        let words = Stamp { first_token: token, ..*stamp }.words();
+        words.iter().fold(0x9e37_79b9, |key, word| mix(key ^ word).wrapping_add(0x9e37_79b9))
     }
 
     /// The factor of element `d` under a token's key: the top 24 bits of the hash as a fraction `v`, then
@@ -111,9 +105,7 @@ pub(crate) fn check_stamp(op: OpId, needed: bool, stamp: Option<usize>) -> Resul
 
 /// The stamp of an op's argument; zeros without one.
 pub(crate) fn read_stamp(words: Option<&[u32]>) -> Stamp {
-    words
-        .and_then(|words| words.try_into().ok())
-        .map_or_else(Stamp::default, Stamp::of)
+    words.and_then(|words| words.try_into().ok()).map_or_else(Stamp::default, Stamp::of)
 }
 
 #[cfg(test)]
@@ -122,27 +114,14 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_its_words() {
-        let stamp = Stamp {
-            seed: u64::MAX - 1,
-            step: 1 << 40,
-            layer: 7,
-            first_token: 5,
-        };
+        let stamp = Stamp { seed: u64::MAX - 1, step: 1 << 40, layer: 7, first_token: 5 };
         assert_eq!(Stamp::of(&stamp.words()), stamp);
     }
 
     #[test]
     fn the_factor_belongs_to_the_global_token() {
-        let stamp = Stamp {
-            seed: 3,
-            step: 9,
-            layer: 1,
-            first_token: 100,
-        };
-        let later = Stamp {
-            first_token: 103,
-            ..stamp
-        };
+        let stamp = Stamp { seed: 3, step: 9, layer: 1, first_token: 100 };
+        let later = Stamp { first_token: 103, ..stamp };
         assert_eq!(Jitter::key(&stamp, 5), Jitter::key(&later, 2));
         assert_ne!(Jitter::key(&stamp, 5), Jitter::key(&stamp, 6));
     }

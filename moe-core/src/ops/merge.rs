@@ -43,12 +43,7 @@ impl Op for Merge {
     type Args<'a, D: Device> = MergeArgs<'a, D>;
 
     fn check<D: Device>(dims: &MergeDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let MergeDims {
-            ranks,
-            experts,
-            pitch,
-            rows,
-        } = *dims;
+        let MergeDims { ranks, experts, pitch, rows } = *dims;
         within(Self::ID, "rows", 0, u32::MAX as usize - 1, rows)?;
         within(Self::ID, "experts", 0, i32::MAX as usize, experts)?;
         within(Self::ID, "pitch", 0, rows.checked_div(ranks).unwrap_or(0), pitch)?;
@@ -59,25 +54,13 @@ impl Op for Merge {
     }
 
     fn reference(dims: &MergeDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let MergeDims {
-            ranks,
-            experts,
-            pitch,
-            rows,
-        } = *dims;
+        let MergeDims { ranks, experts, pitch, rows } = *dims;
         let (counts, offsets, index) = (args.counts.host(), args.offsets.host(), args.index.host());
         let before = |rank: usize, expert: usize| -> usize {
-            counts[rank * experts..][..expert]
-                .iter()
-                .map(|count| *count as usize)
-                .sum()
+            counts[rank * experts..][..expert].iter().map(|count| *count as usize).sum()
         };
         let start = |rank: usize| -> usize {
-            if pitch > 0 {
-                rank * pitch
-            } else {
-                (0..rank).map(|rank| before(rank, experts)).sum()
-            }
+            if pitch > 0 { rank * pitch } else { (0..rank).map(|rank| before(rank, experts)).sum() }
         };
         let (mut row, mut overflow) = (0, 0_usize);
         for expert in 0..experts {

@@ -54,24 +54,13 @@ impl<T: Scalar> Op for PackWeights<T> {
     type Args<'a, D: Device> = PackWeightsArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &PackDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        expect(
-            Self::ID,
-            "plain",
-            &[dims.groups, dims.rows, dims.cols],
-            args.plain.len(),
-        )
+        expect(Self::ID, "plain", &[dims.groups, dims.rows, dims.cols], args.plain.len())
     }
 
     fn reference(dims: &PackDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let bytes = product(
-            Self::ID,
-            "packed",
-            &[dims.groups, dims.rows, dims.cols, size_of::<T>()],
-        )?;
+        let bytes = product(Self::ID, "packed", &[dims.groups, dims.rows, dims.cols, size_of::<T>()])?;
         expect(Self::ID, "packed", &[bytes], args.packed.len())?;
-        args.packed
-            .host()
-            .copy_from_slice(bytemuck::cast_slice(args.plain.host()));
+        args.packed.host().copy_from_slice(bytemuck::cast_slice(args.plain.host()));
         Ok(())
     }
 }

@@ -72,13 +72,7 @@ impl<T: Scalar> Op for RouteBwd<T> {
     type Args<'a, D: Device> = RouteBwdArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &RouteBwdDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let RouteBwdDims {
-            tokens,
-            experts,
-            top_k,
-            sequences,
-            ..
-        } = *dims;
+        let RouteBwdDims { tokens, experts, top_k, sequences, .. } = *dims;
         within(Self::ID, "experts", 1, i32::MAX as usize, experts)?;
         within(Self::ID, "sequences", 0, i32::MAX as usize, sequences)?;
         expect(Self::ID, "logits", &[tokens, experts], args.logits.len())?;
@@ -102,18 +96,10 @@ impl<T: Scalar> Op for RouteBwd<T> {
     }
 
     fn reference(dims: &RouteBwdDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let RouteBwdDims {
-            tokens,
-            experts,
-            top_k,
-            rule,
-            ..
-        } = *dims;
+        let RouteBwdDims { tokens, experts, top_k, rule, .. } = *dims;
         let (logits, ids, dweights) = (args.logits.host(), args.ids.host(), args.dweights.host());
         let rows = args.row_of_slot.map(View::host);
-        let aux = args
-            .aux
-            .map(|aux| (aux.sequences.host(), aux.counts.host(), aux.factors.host()));
+        let aux = args.aux.map(|aux| (aux.sequences.host(), aux.counts.host(), aux.factors.host()));
         if let Some((bounds, ..)) = aux {
             check_offsets(Self::ID, bounds, tokens)?;
         }
@@ -137,17 +123,12 @@ impl<T: Scalar> Op for RouteBwd<T> {
             let chosen: Vec<(usize, T::Acc)> = slots
                 .map(|slot| {
                     let dropped = rows.is_some_and(|rows| rows[slot] == NO_ROW);
-                    (
-                        ids[slot] as usize,
-                        if dropped { T::Acc::ZERO } else { dweights[slot] },
-                    )
+                    (ids[slot] as usize, if dropped { T::Acc::ZERO } else { dweights[slot] })
                 })
                 .collect();
             out.copy_from_slice(&through_weights(&rule, logits, &chosen));
             if let Some((bounds, counts, factors)) = aux {
-                let sequence = bounds
-                    .windows(2)
-                    .position(|b| (b[0]..b[1]).contains(&(token as u32)));
+                let sequence = bounds.windows(2).position(|b| (b[0]..b[1]).contains(&(token as u32)));
                 if let Some(s) = sequence {
                     let dp: Vec<T::Acc> = counts[s * experts..][..experts]
                         .iter()
@@ -197,12 +178,7 @@ fn through_weights<A: Accum>(rule: &RouteRule, logits: &[A], chosen: &[(usize, A
     }
     let sum = sum + A::of(1e-20);
     for (id, dw) in chosen() {
-        out[id] += scale
-            * if rule.normalize {
-                (dw - dot / sum) / sum
-            } else {
-                dw
-            };
+        out[id] += scale * if rule.normalize { (dw - dot / sum) / sum } else { dw };
     }
     through_scores(rule.score, &scores, &mut out);
     out

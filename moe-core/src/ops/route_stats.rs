@@ -56,13 +56,7 @@ impl<T: Scalar> Op for RouteStats<T> {
     type Args<'a, D: Device> = RouteStatsArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &RouteStatsDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let RouteStatsDims {
-            tokens,
-            experts,
-            top_k,
-            sequences,
-            ..
-        } = *dims;
+        let RouteStatsDims { tokens, experts, top_k, sequences, .. } = *dims;
         within(Self::ID, "experts", 1, i32::MAX as usize, experts)?;
         within(Self::ID, "sequences", 0, i32::MAX as usize, sequences)?;
         expect(Self::ID, "logits", &[tokens, experts], args.logits.len())?;
@@ -74,23 +68,14 @@ impl<T: Scalar> Op for RouteStats<T> {
     }
 
     fn reference(dims: &RouteStatsDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let RouteStatsDims {
-            tokens,
-            experts,
-            top_k,
-            score,
-            ..
-        } = *dims;
+        let RouteStatsDims { tokens, experts, top_k, score, .. } = *dims;
         let (logits, ids, bounds) = (args.logits.host(), args.ids.host(), args.sequences.host());
         let (counts, sums) = (args.counts.host(), args.prob_sums.host());
         check_offsets(Self::ID, bounds, tokens)?;
         counts.fill(0);
         sums.fill(T::Acc::ZERO);
         for (s, bounds) in bounds.windows(2).enumerate() {
-            let (counts, sums) = (
-                &mut counts[s * experts..][..experts],
-                &mut sums[s * experts..][..experts],
-            );
+            let (counts, sums) = (&mut counts[s * experts..][..experts], &mut sums[s * experts..][..experts]);
             let sequence: Vec<usize> = (bounds[0] as usize..bounds[1] as usize).collect();
             for chunk in sequence.chunks(CHUNK) {
                 let mut part = vec![T::Acc::ZERO; experts];
@@ -101,9 +86,7 @@ impl<T: Scalar> Op for RouteStats<T> {
                         }
                     }
                     let probabilities = probabilities(score, &logits[token * experts..][..experts]);
-                    part.iter_mut()
-                        .zip(probabilities)
-                        .for_each(|(part, p)| *part += p);
+                    part.iter_mut().zip(probabilities).for_each(|(part, p)| *part += p);
                 }
                 sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             }
@@ -124,11 +107,7 @@ impl<T: Scalar> Op for RouteStats<T> {
 
 /// The score function that the losses see.
 pub(super) fn loss_score(score: ScoreFunction) -> ScoreFunction {
-    if score == ScoreFunction::SoftmaxTopK {
-        ScoreFunction::Softmax
-    } else {
-        score
-    }
+    if score == ScoreFunction::SoftmaxTopK { ScoreFunction::Softmax } else { score }
 }
 
 fn probabilities<A: Accum>(score: ScoreFunction, logits: &[A]) -> Vec<A> {
@@ -139,9 +118,6 @@ fn probabilities<A: Accum>(score: ScoreFunction, logits: &[A]) -> Vec<A> {
 
 /// ln of the sum of e^logit, shifted by the largest.
 pub(super) fn log_sum_exp<A: Accum>(logits: &[A]) -> A {
-    let max = logits.iter().fold(
-        A::NEG_INFINITY,
-        |max, &logit| if logit > max { logit } else { max },
-    );
+    let max = logits.iter().fold(A::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
     max + sum_over_experts(logits.iter().map(|logit| (*logit - max).fixed_exp())).fixed_ln()
 }

@@ -69,19 +69,15 @@ impl<T: Scalar> Op for Sort<T> {
 
     fn reference(dims: &SortDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
         let (ids, weights) = (args.ids.host(), args.weights.map(View::host));
-        let (rows, slots_of, offsets) = (
-            args.row_of_slot.host(),
-            args.slot_of_row.host(),
-            args.offsets.host(),
-        );
+        let (rows, slots_of, offsets) =
+            (args.row_of_slot.host(), args.slot_of_row.host(), args.offsets.host());
         let counts = args.counts.host();
         rows.fill(NO_ROW);
         let mut row = 0;
         for expert in 0..dims.experts {
             offsets[expert] = row as u32;
-            let mut slots: Vec<usize> = (0..dims.slots)
-                .filter(|slot| ids[*slot] as usize == expert)
-                .collect();
+            let mut slots: Vec<usize> =
+                (0..dims.slots).filter(|slot| ids[*slot] as usize == expert).collect();
             counts[expert] = slots.len() as u32;
             if let Some(weights) = weights {
                 slots.sort_by(|a, b| heavier(weights[*a], weights[*b]));
@@ -118,11 +114,7 @@ mod tests {
         weights: Option<&[f32]>,
         capacity: Option<usize>,
     ) -> (Vec<u32>, Vec<u32>, [u32; 3], u32) {
-        let dims = SortDims {
-            slots: ids.len(),
-            experts: 2,
-            capacity,
-        };
+        let dims = SortDims { slots: ids.len(), experts: 2, capacity };
         let (mut offsets, mut counts, mut dropped) = ([9; 3], [9; 2], [9]);
         let (mut rows, mut slots) = (alloc::vec![9; ids.len()], alloc::vec![9; ids.len()]);
         let args = SortArgs::<Host, f32> {

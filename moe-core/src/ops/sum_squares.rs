@@ -44,9 +44,7 @@ impl<T: Scalar> Op for SumSquares<T> {
     fn reference(dims: &SumSquaresDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
         let mut sum = T::Acc::ZERO;
         for chunk in args.values.host().chunks(CHUNK) {
-            sum += chunk
-                .iter()
-                .fold(T::Acc::ZERO, |part, value| value.fused(*value, part));
+            sum += chunk.iter().fold(T::Acc::ZERO, |part, value| value.fused(*value, part));
         }
         let out = &mut args.sum.host()[0];
         *out = if dims.accumulate { *out + sum } else { sum };

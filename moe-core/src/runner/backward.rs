@@ -54,10 +54,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         let Some(space) = &self.backward else {
             return Err(Error::State(INFERENCE_ONLY));
         };
-        Ok(first::<D, T::Acc>(
-            &space.ds,
-            saved.routing.tokens * saved.routing.config.top_k,
-        )?)
+        Ok(first::<D, T::Acc>(&space.ds, saved.routing.tokens * saved.routing.config.top_k)?)
     }
 
     /// Sum of squares of all gradients of a layer; waits for the device. Its root is the gradient's norm.
@@ -76,14 +73,8 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             let mut accumulate = false;
             for buffer in grads.weights.list().into_iter().flatten() {
                 let values = whole::<D, T::Acc>(buffer);
-                let dims = SumSquaresDims {
-                    len: values.len(),
-                    accumulate,
-                };
-                let args = SumSquaresArgs {
-                    values,
-                    sum: whole_mut::<D, T::Acc>(&mut space.norm),
-                };
+                let dims = SumSquaresDims { len: values.len(), accumulate };
+                let args = SumSquaresArgs { values, sum: whole_mut::<D, T::Acc>(&mut space.norm) };
                 self.session.run::<SumSquares<T>>(&dims, args)?;
                 accumulate = true;
             }
@@ -115,14 +106,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             let Some(mut space) = self.backward.take() else {
                 return Err(Error::State(INFERENCE_ONLY));
             };
-            let step = Step {
-                layer,
-                x,
-                dy,
-                plan,
-                accumulate: grads.filled,
-                with_router,
-            };
+            let step = Step { layer, x, dy, plan, accumulate: grads.filled, with_router };
             saved.stage = Stage::Empty;
             grads.filled = false;
             let result = self.step_ops(&step, &mut space, saved, dx, grads);
@@ -143,12 +127,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     ) -> Result<(), Error<D::Error>> {
         let width = step.plan.config.width;
         for (what, rows) in [("dy", step.dy), ("dx", &*dx)] {
-            expect(
-                OpId("backward"),
-                what,
-                &[step.plan.tokens, width],
-                rows.view().len(),
-            )?;
+            expect(OpId("backward"), what, &[step.plan.tokens, width], rows.view().len())?;
         }
         self.routed_backward(step, space, saved, grads)?;
         self.shared_backward(step, space, saved, grads)?;
@@ -159,21 +138,13 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         let shared_gate = space.shared.as_ref().and_then(|shared| shared.gate.as_ref());
         let terms = [
             step.with_router.then_some(&space.gate_dx),
-            self.shared
-                .as_ref()
-                .filter(|_| step.layer.config.shared.is_some())
-                .map(|shared| &shared.y),
-            shared_gate
-                .filter(|_| step.layer.config.shared.is_some_and(|s| s.gated))
-                .map(|gate| &gate.dx),
+            self.shared.as_ref().filter(|_| step.layer.config.shared.is_some()).map(|shared| &shared.y),
+            shared_gate.filter(|_| step.layer.config.shared.is_some_and(|s| s.gated)).map(|gate| &gate.dx),
         ];
         let mut base = [None, None, None];
         for (base, term) in base.iter_mut().zip(terms) {
             if let Some(term) = term {
-                *base = Some(Base {
-                    rows: first::<D, T>(term, len)?,
-                    scale: None,
-                });
+                *base = Some(Base { rows: first::<D, T>(term, len)?, scale: None });
             }
         }
         let args = CombineArgs {

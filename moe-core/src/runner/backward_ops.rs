@@ -31,14 +31,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         saved: &mut Saved<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let Step {
-            layer,
-            x,
-            dy,
-            plan,
-            accumulate,
-            ..
-        } = step;
+        let Step { layer, x, dy, plan, accumulate, .. } = step;
         let (weights, dims) = (&layer.weights, plan.routed());
         let scores_first = layer.config.score_order == ScoreOrder::BeforeExperts;
         let (h_len, a_len) = (dims.rows * dims.up_width(), dims.rows * dims.hidden);
@@ -51,11 +44,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
                 offsets: routing.offsets()?,
                 w13: layer.packed.0.up.weight(&weights.w13),
                 b13: weights.b13.as_ref().map(whole::<D, T>),
-                weights: if scores_first {
-                    Some(routing.weights()?)
-                } else {
-                    None
-                },
+                weights: if scores_first { Some(routing.weights()?) } else { None },
                 h: match &mut space.h {
                     Some(h) => Some(first_mut::<D, T>(h, h_len)?),
                     None => None,
@@ -82,16 +71,8 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             ds: Some(first_mut::<D, T::Acc>(&mut space.ds, plan.slots)?),
         };
         self.session.run::<ExpertDownBwd<T>>(&dims, args)?;
-        let after = if scores_first {
-            None
-        } else {
-            Some(routing.weights()?)
-        };
-        let before = if scores_first {
-            Some(routing.weights()?)
-        } else {
-            None
-        };
+        let after = if scores_first { None } else { Some(routing.weights()?) };
+        let before = if scores_first { Some(routing.weights()?) } else { None };
         let args = ExpertWgradArgs {
             left: dy.view(),
             right: first::<D, T>(&self.a, a_len)?,
@@ -102,8 +83,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             dw: whole_mut::<D, T::Acc>(&mut grads.weights.w2),
             dbias: grads.weights.b2.as_mut().map(whole_mut::<D, T::Acc>),
         };
-        self.session
-            .run::<ExpertWgrad<T>>(&Plan::wgrad_down(&dims, *accumulate), args)?;
+        self.session.run::<ExpertWgrad<T>>(&Plan::wgrad_down(&dims, *accumulate), args)?;
         let args = ExpertWgradArgs {
             left: first::<D, T>(h, h_len)?,
             right: x.view(),
@@ -114,8 +94,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             dw: whole_mut::<D, T::Acc>(&mut grads.weights.w13),
             dbias: grads.weights.b13.as_mut().map(whole_mut::<D, T::Acc>),
         };
-        self.session
-            .run::<ExpertWgrad<T>>(&Plan::wgrad_up(&dims, *accumulate), args)?;
+        self.session.run::<ExpertWgrad<T>>(&Plan::wgrad_up(&dims, *accumulate), args)?;
         let args = ExpertUpBwdArgs {
             dz: first::<D, T>(h, h_len)?,
             offsets: routing.offsets()?,
@@ -136,14 +115,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         saved: &mut Saved<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let Step {
-            layer,
-            x,
-            dy,
-            plan,
-            accumulate,
-            ..
-        } = step;
+        let Step { layer, x, dy, plan, accumulate, .. } = step;
         let (Some(weights), Some(packed), Some(grads)) =
             (&layer.weights.shared, &layer.packed.1, &mut grads.weights.shared)
         else {
@@ -171,11 +143,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             };
             self.session.run::<ExpertUp<T>>(&dims, args)?;
         }
-        let kept = if plan.recomputes() {
-            &mut space.h
-        } else {
-            &mut saved.shared_h
-        };
+        let kept = if plan.recomputes() { &mut space.h } else { &mut saved.shared_h };
         let Some(h) = kept.as_mut() else {
             return Err(Error::State("no buffer holds the shared experts' h"));
         };
@@ -207,12 +175,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
                 &mut grads.w2,
                 Plan::wgrad_down(&dims, *accumulate),
             ),
-            (
-                first::<D, T>(h, h_len)?,
-                x.view(),
-                &mut grads.w13,
-                Plan::wgrad_up(&dims, *accumulate),
-            ),
+            (first::<D, T>(h, h_len)?, x.view(), &mut grads.w13, Plan::wgrad_up(&dims, *accumulate)),
         ];
         for (left, right, dw, dims) in products {
             let args = ExpertWgradArgs {
@@ -254,8 +217,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             load: None,
             dlogits: first_mut::<D, T::Acc>(dlogits, plan.tokens)?,
         };
-        self.session
-            .run::<RouteBwd<T>>(&gate_plan.route_bwd(false), args)?;
+        self.session.run::<RouteBwd<T>>(&gate_plan.route_bwd(false), args)?;
         let args = GateBwdArgs {
             dlogits: first::<D, T::Acc>(dlogits, plan.tokens)?,
             x: x.view(),
@@ -265,8 +227,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             dgate: whole_mut::<D, T::Acc>(dgate),
             dbias: None,
         };
-        self.session
-            .run::<GateBwd<T>>(&gate_plan.gate_bwd(*accumulate), args)
+        self.session.run::<GateBwd<T>>(&gate_plan.gate_bwd(*accumulate), args)
     }
 
     /// Gradients of gate and gate bias, the load, and the gate's part of dx.
@@ -277,13 +238,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         saved: &mut Saved<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let Step {
-            layer,
-            x,
-            plan,
-            accumulate,
-            ..
-        } = step;
+        let Step { layer, x, plan, accumulate, .. } = step;
         let (routing, experts) = (&saved.routing, plan.config.experts);
         let Some(losses) = &routing.losses else {
             return Err(Error::State("no losses were prepared"));
@@ -313,8 +268,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             load: Some(whole_mut::<D, u32>(&mut grads.load)),
             dlogits: first_mut::<D, T::Acc>(&mut space.dlogits, plan.tokens * experts)?,
         };
-        self.session
-            .run::<RouteBwd<T>>(&plan.route_bwd(*accumulate), args)?;
+        self.session.run::<RouteBwd<T>>(&plan.route_bwd(*accumulate), args)?;
         let args = GateBwdArgs {
             dlogits: first::<D, T::Acc>(&space.dlogits, plan.tokens * experts)?,
             x: x.view(),

@@ -54,8 +54,7 @@ impl BatchState {
         self.sequences.clear();
         self.sequences.extend_from_slice(batch.sequences);
         self.step_counts.clear();
-        self.step_counts
-            .extend_from_slice(batch.step_counts.unwrap_or(&[]));
+        self.step_counts.extend_from_slice(batch.step_counts.unwrap_or(&[]));
         self.step_tokens = batch.step_tokens;
         self.step_sequences = batch.step_sequences;
         self.stamp = batch.stamp;
@@ -76,29 +75,18 @@ impl BatchState {
 
     /// Checks the batch against a layer and a number of tokens.
     pub(crate) fn check<B: BackendError>(&self, config: &MoeConfig, tokens: usize) -> Result<(), Error<B>> {
-        let total = self
-            .sequences
-            .iter()
-            .try_fold(0_usize, |sum, length| sum.checked_add(*length));
+        let total = self.sequences.iter().try_fold(0_usize, |sum, length| sum.checked_add(*length));
         if !self.sequences.is_empty() && total != Some(tokens) {
-            return Err(Error::State(
-                "the batch's sequence lengths do not add up to the call's tokens",
-            ));
+            return Err(Error::State("the batch's sequence lengths do not add up to the call's tokens"));
         }
         if self.step_tokens.is_some_and(|step| step < tokens) {
-            return Err(Error::State(
-                "the batch's step_tokens are fewer than the call's tokens",
-            ));
+            return Err(Error::State("the batch's step_tokens are fewer than the call's tokens"));
         }
         if self.step_sequences.is_some_and(|step| step < self.count()) {
-            return Err(Error::State(
-                "the batch's step_sequences are fewer than the call's sequences",
-            ));
+            return Err(Error::State("the batch's step_sequences are fewer than the call's sequences"));
         }
         if !self.step_counts.is_empty() && self.step_counts.len() != config.experts {
-            return Err(Error::State(
-                "the batch's step_counts do not have one count per expert",
-            ));
+            return Err(Error::State("the batch's step_counts do not have one count per expert"));
         }
         let batch_wise = matches!(config.balance.loss, Some(BalanceLoss::Batch(_)));
         if batch_wise && self.pipelined && self.step_counts.is_empty() {
@@ -148,11 +136,7 @@ impl BatchState {
                 f64::from(coefficient) * per_slot / (sequences * length * length)
             }
             Some(BalanceLoss::Batch(coefficient)) => {
-                let counted = if self.step_counts.is_empty() {
-                    length
-                } else {
-                    step_tokens
-                };
+                let counted = if self.step_counts.is_empty() { length } else { step_tokens };
                 f64::from(coefficient) * per_slot / (counted * step_tokens)
             }
             None => 0.0,

@@ -40,11 +40,7 @@ impl Figures {
             share if share > 0.0 => -share * libm::log(share),
             _ => 0.0,
         };
-        self.max_violation = if total > 0.0 {
-            most * experts / total - 1.0
-        } else {
-            0.0
-        };
+        self.max_violation = if total > 0.0 { most * experts / total - 1.0 } else { 0.0 };
         self.load_entropy = if total > 0.0 && load.len() > 1 {
             load.iter().map(entropy).sum::<f64>() / libm::log(experts)
         } else {
@@ -74,9 +70,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             }
             for s in 0..sequences {
                 let products = counts.iter().zip(&sums).skip(s * experts).take(experts);
-                let sum: f64 = products
-                    .map(|(count, sum)| f64::from(*count) * sum.to_f64())
-                    .sum();
+                let sum: f64 = products.map(|(count, sum)| f64::from(*count) * sum.to_f64()).sum();
                 figures.balance_loss += batch.factor(config, routing.tokens, s) * sum;
             }
         }

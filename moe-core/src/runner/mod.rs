@@ -5,9 +5,11 @@ mod backward_ops;
 mod batch;
 mod figures;
 mod forward;
+mod forward_ops;
 mod plan;
 mod rows;
 mod saved;
+mod settings;
 
 pub use batch::Batch;
 pub use figures::Figures;
@@ -40,20 +42,12 @@ pub struct Limits {
 impl Limits {
     /// Training with calls of at most `tokens` tokens in at most `min(tokens, 256)` sequences.
     pub fn training(tokens: usize) -> Self {
-        Self {
-            tokens,
-            sequences: tokens.clamp(1, 256),
-            training: true,
-        }
+        Self { tokens, sequences: tokens.clamp(1, 256), training: true }
     }
 
     /// Inference alone with calls of at most `tokens` tokens.
     pub fn inference(tokens: usize) -> Self {
-        Self {
-            tokens,
-            sequences: 1,
-            training: false,
-        }
+        Self { tokens, sequences: 1, training: false }
     }
 }
 
@@ -122,27 +116,14 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// [`Error::Config`]; [`Error::Device`] if memory runs out.
     pub fn with_limits(device: &D, config: &MoeConfig, limits: Limits) -> Result<Self, Error<D::Error>> {
         config.validate()?;
-        let Limits {
-            tokens,
-            sequences,
-            training,
-        } = limits;
-        crate::within(
-            OpId("runner"),
-            "tokens",
-            0,
-            u32::MAX as usize / config.top_k - 1,
-            tokens,
-        )?;
+        let Limits { tokens, sequences, training } = limits;
+        crate::within(OpId("runner"), "tokens", 0, u32::MAX as usize / config.top_k - 1, tokens)?;
         crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
         let plan = Plan::new(config, tokens, sequences);
         let widest = config.width.max(config.up_width()).max(config.experts);
         crate::product(OpId("runner"), "rows", &[tokens, config.top_k, widest])?;
-        let scratch = if training {
-            plan.scratch_train::<T, D>(device)
-        } else {
-            plan.scratch_forward::<T, D>(device)
-        };
+        let scratch =
+            if training { plan.scratch_train::<T, D>(device) } else { plan.scratch_forward::<T, D>(device) };
         let session = Session::new(device, scratch)?;
         let shared = match config.shared {
             Some(shared) => Some(Shared {
@@ -151,23 +132,13 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             }),
             None => None,
         };
-        let backward = if training {
-            Some(Backward::new(&session, config, tokens)?)
-        } else {
-            None
-        };
+        let backward = if training { Some(Backward::new(&session, config, tokens)?) } else { None };
         let runner = Self {
             config: *config,
             limits,
             batch: BatchState::with_room(sequences, config.experts),
-            whole: Cached {
-                buffer: session.alloc(2)?,
-                value: None,
-            },
-            bias_rate: Cached {
-                buffer: session.alloc(1)?,
-                value: None,
-            },
+            whole: Cached { buffer: session.alloc(2)?, value: None },
+            bias_rate: Cached { buffer: session.alloc(1)?, value: None },
             a: session.alloc(plan.slots * config.hidden)?,
             y: session.alloc(plan.slots * config.width)?,
             shared,
@@ -199,11 +170,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// [`Error::Limit`] for more sequences than the runner was made for.
     pub fn set_batch(&mut self, batch: &Batch<'_>) -> Result<(), Error<D::Error>> {
         limit("sequences", batch.sequences.len(), self.limits.sequences)?;
-        limit(
-            "step_counts",
-            batch.step_counts.map_or(0, <[u32]>::len),
-            self.config.experts,
-        )?;
+        limit("step_counts", batch.step_counts.map_or(0, <[u32]>::len), self.config.experts)?;
         self.batch.set(batch);
         Ok(())
     }
@@ -248,8 +215,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     fn set_whole(&mut self, tokens: usize) -> Result<(), Error<D::Error>> {
         if self.whole.value != Some(tokens) {
             self.whole.value = None;
-            self.session
-                .upload(&[0, tokens as u32], whole_mut::<D, u32>(&mut self.whole.buffer))?;
+            self.session.upload(&[0, tokens as u32], whole_mut::<D, u32>(&mut self.whole.buffer))?;
             self.whole.value = Some(tokens);
         }
         Ok(())
@@ -260,8 +226,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         if self.bias_rate.value != Some(rate) {
             self.bias_rate.value = None;
             let value = [T::Acc::of(rate.into())];
-            self.session
-                .upload(&value, whole_mut::<D, T::Acc>(&mut self.bias_rate.buffer))?;
+            self.session.upload(&value, whole_mut::<D, T::Acc>(&mut self.bias_rate.buffer))?;
             self.bias_rate.value = Some(rate);
         }
         Ok(())
@@ -271,30 +236,18 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
 const INFERENCE_ONLY: &str = "this runner was made for inference: use Runner::new for training";
 
 fn limit<B: crate::BackendError>(what: &'static str, got: usize, limit: usize) -> Result<(), Error<B>> {
-    if got > limit {
-        Err(Error::Limit { what, got, limit })
-    } else {
-        Ok(())
-    }
+    if got > limit { Err(Error::Limit { what, got, limit }) } else { Ok(()) }
 }
 
 impl<D: Device, T: Scalar> Backward<D, T> {
     fn new(session: &Session<D>, config: &MoeConfig, tokens: usize) -> Result<Self, Error<D::Error>> {
         let recomputes = config.memory == MemoryPolicy::Recompute;
         let slots = tokens * config.top_k;
-        let h = if recomputes {
-            Some(session.alloc(slots * config.up_width())?)
-        } else {
-            None
-        };
+        let h = if recomputes { Some(session.alloc(slots * config.up_width())?) } else { None };
         let shared = match config.shared {
             Some(shared) => {
                 let up = config.activation.up_width(shared.hidden);
-                let h = if recomputes {
-                    Some(session.alloc(tokens * up)?)
-                } else {
-                    None
-                };
+                let h = if recomputes { Some(session.alloc(tokens * up)?) } else { None };
                 let gate = if shared.gated {
                     Some(SharedGateBackward {
                         ds: session.alloc(tokens)?,

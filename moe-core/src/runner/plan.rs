@@ -23,12 +23,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(config: &MoeConfig, tokens: usize, sequences: usize) -> Self {
-        Self {
-            config: *config,
-            tokens,
-            slots: tokens.saturating_mul(config.top_k),
-            sequences,
-        }
+        Self { config: *config, tokens, slots: tokens.saturating_mul(config.top_k), sequences }
     }
 
     /// Rows that an expert may take; `None` without a bound.
@@ -39,193 +34,69 @@ impl Plan {
     }
 
     pub(crate) fn route(&self) -> RouteDims {
-        let MoeConfig {
-            width,
-            experts,
-            top_k,
-            rule,
-            ..
-        } = self.config;
-        RouteDims {
-            tokens: self.tokens,
-            width,
-            experts,
-            top_k,
-            rule,
-        }
+        let MoeConfig { width, experts, top_k, rule, .. } = self.config;
+        RouteDims { tokens: self.tokens, width, experts, top_k, rule }
     }
 
     pub(crate) fn stats(&self) -> RouteStatsDims {
-        let MoeConfig {
-            experts, top_k, rule, ..
-        } = self.config;
+        let MoeConfig { experts, top_k, rule, .. } = self.config;
         let (tokens, sequences) = (self.tokens, self.sequences);
-        RouteStatsDims {
-            tokens,
-            experts,
-            top_k,
-            sequences,
-            score: rule.score,
-        }
+        RouteStatsDims { tokens, experts, top_k, sequences, score: rule.score }
     }
 
     pub(crate) fn route_bwd(&self, accumulate: bool) -> RouteBwdDims {
-        let MoeConfig {
-            experts, top_k, rule, ..
-        } = self.config;
+        let MoeConfig { experts, top_k, rule, .. } = self.config;
         let (tokens, sequences) = (self.tokens, self.sequences);
-        RouteBwdDims {
-            tokens,
-            experts,
-            top_k,
-            sequences,
-            rule,
-            accumulate,
-        }
+        RouteBwdDims { tokens, experts, top_k, sequences, rule, accumulate }
     }
 
     pub(crate) fn gate_bwd(&self, accumulate: bool) -> GateBwdDims {
-        let MoeConfig {
-            width, experts, rule, ..
-        } = self.config;
-        GateBwdDims {
-            tokens: self.tokens,
-            width,
-            experts,
-            jitter: rule.jitter,
-            accumulate,
-        }
+        let MoeConfig { width, experts, rule, .. } = self.config;
+        GateBwdDims { tokens: self.tokens, width, experts, jitter: rule.jitter, accumulate }
     }
 
     pub(crate) fn sort(&self) -> SortDims {
-        SortDims {
-            slots: self.slots,
-            experts: self.config.experts,
-            capacity: self.capacity(),
-        }
+        SortDims { slots: self.slots, experts: self.config.experts, capacity: self.capacity() }
     }
 
     pub(crate) fn routed(&self) -> ExpertDims {
-        let MoeConfig {
-            width,
-            hidden,
-            experts,
-            top_k,
-            activation,
-            ..
-        } = self.config;
+        let MoeConfig { width, hidden, experts, top_k, activation, .. } = self.config;
         let (tokens, rows) = (self.tokens, self.slots);
-        ExpertDims {
-            tokens,
-            fan: top_k,
-            rows,
-            experts,
-            width,
-            hidden,
-            activation,
-            bias_shares: 1,
-        }
+        ExpertDims { tokens, fan: top_k, rows, experts, width, hidden, activation, bias_shares: 1 }
     }
 
     pub(crate) fn shared(&self) -> ExpertDims {
-        let MoeConfig {
-            width,
-            activation,
-            shared,
-            ..
-        } = self.config;
+        let MoeConfig { width, activation, shared, .. } = self.config;
         let (tokens, hidden) = (self.tokens, shared.map_or(0, |shared| shared.hidden));
-        ExpertDims {
-            tokens,
-            fan: 1,
-            rows: tokens,
-            experts: 1,
-            width,
-            hidden,
-            activation,
-            bias_shares: 1,
-        }
+        ExpertDims { tokens, fan: 1, rows: tokens, experts: 1, width, hidden, activation, bias_shares: 1 }
     }
 
     /// The shared experts' gate is a router with one expert and the sigmoid of its logit.
     pub(crate) fn shared_gate(&self) -> Self {
-        let rule = RouteRule {
-            score: ScoreFunction::Sigmoid,
-            ..RouteRule::default()
-        };
-        let config = MoeConfig {
-            experts: 1,
-            top_k: 1,
-            rule,
-            ..self.config
-        };
-        Self {
-            config,
-            slots: self.tokens,
-            sequences: 0,
-            ..*self
-        }
+        let rule = RouteRule { score: ScoreFunction::Sigmoid, ..RouteRule::default() };
+        let config = MoeConfig { experts: 1, top_k: 1, rule, ..self.config };
+        Self { config, slots: self.tokens, sequences: 0, ..*self }
     }
 
     pub(crate) fn combine(&self) -> CombineDims {
         let MoeConfig { width, top_k, .. } = self.config;
-        CombineDims {
-            tokens: self.tokens,
-            top_k,
-            width,
-            rows: self.slots,
-        }
+        CombineDims { tokens: self.tokens, top_k, width, rows: self.slots }
     }
 
     /// Gradient of the down-projection of `dims`.
     pub(crate) fn wgrad_down(dims: &ExpertDims, accumulate: bool) -> WgradDims {
-        let ExpertDims {
-            tokens,
-            fan,
-            rows,
-            experts,
-            width,
-            hidden,
-            ..
-        } = *dims;
+        let ExpertDims { tokens, fan, rows, experts, width, hidden, .. } = *dims;
         let (left, right) = (width, hidden);
         let (gather_left, gather_right) = (true, false);
-        WgradDims {
-            tokens,
-            fan,
-            rows,
-            experts,
-            left,
-            right,
-            gather_left,
-            gather_right,
-            accumulate,
-        }
+        WgradDims { tokens, fan, rows, experts, left, right, gather_left, gather_right, accumulate }
     }
 
     /// Gradient of the up-projection of `dims`.
     pub(crate) fn wgrad_up(dims: &ExpertDims, accumulate: bool) -> WgradDims {
-        let ExpertDims {
-            tokens,
-            fan,
-            rows,
-            experts,
-            width,
-            ..
-        } = *dims;
+        let ExpertDims { tokens, fan, rows, experts, width, .. } = *dims;
         let (left, right) = (dims.up_width(), width);
         let (gather_left, gather_right) = (false, true);
-        WgradDims {
-            tokens,
-            fan,
-            rows,
-            experts,
-            left,
-            right,
-            gather_left,
-            gather_right,
-            accumulate,
-        }
+        WgradDims { tokens, fan, rows, experts, left, right, gather_left, gather_right, accumulate }
     }
 
     /// Whether backward computes h again.
@@ -260,10 +131,7 @@ impl Plan {
         let experts = self.config.experts;
         let mut most = self.scratch_forward::<T, D>(device);
         most = most.max(scratch::<ops::RouteStats<T>, D>(device, &self.stats()));
-        most = most.max(scratch::<ops::BiasUpdate<T>, D>(
-            device,
-            &ops::BiasUpdateDims { experts },
-        ));
+        most = most.max(scratch::<ops::BiasUpdate<T>, D>(device, &ops::BiasUpdateDims { experts }));
         for plan in [self, &gate] {
             most = most.max(scratch::<ops::RouteBwd<T>, D>(device, &plan.route_bwd(true)));
             most = most.max(scratch::<ops::GateBwd<T>, D>(device, &plan.gate_bwd(true)));
@@ -272,26 +140,18 @@ impl Plan {
             most = most
                 .max(scratch::<ops::ExpertDownBwd<T>, D>(device, &dims))
                 .max(scratch::<ops::ExpertUpBwd<T>, D>(device, &dims))
-                .max(scratch::<ops::ExpertWgrad<T>, D>(
-                    device,
-                    &Self::wgrad_down(&dims, true),
-                ))
-                .max(scratch::<ops::ExpertWgrad<T>, D>(
-                    device,
-                    &Self::wgrad_up(&dims, true),
-                ));
+                .max(scratch::<ops::ExpertWgrad<T>, D>(device, &Self::wgrad_down(&dims, true)))
+                .max(scratch::<ops::ExpertWgrad<T>, D>(device, &Self::wgrad_up(&dims, true)));
         }
         for spec in self.config.tensors().into_iter().flatten() {
             let len = spec.len();
-            most = most
-                .max(scratch::<ops::AdamW<T>, D>(device, &AdamWDims { len }))
-                .max(scratch::<ops::SumSquares<T>, D>(
-                    device,
-                    &SumSquaresDims {
-                        len,
-                        accumulate: true,
-                    },
-                ));
+            most = most.max(scratch::<ops::AdamW<T>, D>(device, &AdamWDims { len })).max(scratch::<
+                ops::SumSquares<T>,
+                D,
+            >(
+                device,
+                &SumSquaresDims { len, accumulate: true },
+            ));
         }
         most
     }

@@ -35,11 +35,7 @@ impl<D: Device, T: Elem> Rows<D, T> {
 
 fn contiguous<'a, T>(what: &'static str, slice: Option<&'a [T]>) -> Result<&'a [T], ShapeError> {
     let why = "is not contiguous in row-major order; pass a standard-layout array";
-    slice.ok_or(ShapeError::Combination {
-        op: OpId("ndarray"),
-        what,
-        why,
-    })
+    slice.ok_or(ShapeError::Combination { op: OpId("ndarray"), what, why })
 }
 
 impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
@@ -49,11 +45,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// [`Error::Device`] if memory runs out.
     pub fn rows(&self, rows: usize, width: usize) -> Result<Rows<D, T>, Error<D::Error>> {
         let len = crate::product(OpId("rows"), "rows", &[rows, width])?;
-        Ok(Rows {
-            mem: self.session.alloc(len)?,
-            rows,
-            width,
-        })
+        Ok(Rows { mem: self.session.alloc(len)?, rows, width })
     }
 
     /// A zeroed matrix of the same shape.
@@ -81,8 +73,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// [`Error::Shape`] if the shapes differ or the view is not contiguous; [`Error::Device`].
     pub fn write(&self, source: ArrayView2<'_, T>, target: &mut Rows<D, T>) -> Result<(), Error<D::Error>> {
         same(source.dim(), target.dim())?;
-        self.session
-            .upload(contiguous("source", source.as_slice())?, target.view_mut())
+        self.session.upload(contiguous("source", source.as_slice())?, target.view_mut())
     }
 
     /// Copies a matrix into a host view; waits for the device and allocates nothing.
@@ -92,13 +83,8 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     pub fn read(&self, source: &Rows<D, T>, target: ArrayViewMut2<'_, T>) -> Result<(), Error<D::Error>> {
         same(source.dim(), target.dim())?;
         let why = "is not contiguous in row-major order; pass a standard-layout array";
-        let wrong = ShapeError::Combination {
-            op: OpId("ndarray"),
-            what: "target",
-            why,
-        };
-        self.session
-            .download(source.view(), target.into_slice().ok_or(wrong)?)
+        let wrong = ShapeError::Combination { op: OpId("ndarray"), what: "target", why };
+        self.session.download(source.view(), target.into_slice().ok_or(wrong)?)
     }
 
     /// A copy of the matrix on the host; waits for the device.
@@ -108,10 +94,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     pub fn download(&self, source: &Rows<D, T>) -> Result<Array2<T>, Error<D::Error>> {
         let mut values = vec![T::default(); source.rows * source.width];
         self.session.download(source.view(), &mut values)?;
-        let wrong = ShapeError::Overflow {
-            op: OpId("ndarray"),
-            what: "rows",
-        };
+        let wrong = ShapeError::Overflow { op: OpId("ndarray"), what: "rows" };
         Array2::from_shape_vec(source.dim(), values).map_err(|_| Error::Shape(wrong))
     }
 }

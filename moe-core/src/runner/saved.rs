@@ -6,7 +6,7 @@ use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Device;
 use crate::error::Error;
 use crate::ops::{MoeDevice, STAMP};
-use crate::scalar::Scalar;
+use crate::scalar::{Elem, Scalar};
 use crate::session::Session;
 use crate::view::{In, Out, first, first_mut};
 
@@ -93,10 +93,7 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
     /// # Errors
     /// Never after a forward; [`Error::Shape`] would name the buffer.
     pub fn logits(&self) -> Result<In<'_, D, T::Acc>, Error<D::Error>> {
-        Ok(first::<D, T::Acc>(
-            &self.logits,
-            self.tokens * self.config.experts,
-        )?)
+        Ok(first::<D, T::Acc>(&self.logits, self.tokens * self.config.experts)?)
     }
 
     /// (tokens, top_k); `experts` for a slot whose score was NaN
@@ -184,19 +181,10 @@ impl<T: Scalar, D: MoeDevice<T>> Saved<D, T> {
         limits: &Limits,
         training: bool,
     ) -> Result<Self, Error<D::Error>> {
-        let MoeConfig {
-            top_k,
-            activation,
-            shared,
-            ..
-        } = *config;
+        let MoeConfig { top_k, activation, shared, .. } = *config;
         let tokens = limits.tokens;
         let keeps = training && config.memory == MemoryPolicy::Keep;
-        let h = if keeps {
-            Some(session.alloc(tokens * top_k * config.up_width())?)
-        } else {
-            None
-        };
+        let h = if keeps { Some(session.alloc(tokens * top_k * config.up_width())?) } else { None };
         let shared_h = match shared {
             Some(shared) if keeps => Some(session.alloc(tokens * activation.up_width(shared.hidden))?),
             _ => None,
@@ -211,14 +199,20 @@ impl<T: Scalar, D: MoeDevice<T>> Saved<D, T> {
             _ => None,
         };
         let routing = Routing::new(session, config, limits, training)?;
-        Ok(Self {
-            routing,
-            h,
-            shared_h,
-            shared_gate,
-            stage: Stage::Empty,
-            adopted: false,
-        })
+        Ok(Self { routing, h, shared_h, shared_gate, stage: Stage::Empty, adopted: false })
+    }
+
+    /// Bytes that it keeps for each token of the runner's limit, x and what does not grow with tokens aside.
+    pub fn bytes_per_token(&self) -> usize {
+        let MoeConfig { experts, top_k, .. } = self.routing.config;
+        let kept = |buffer: &Option<D::Owned<T>>, width: usize| buffer.as_ref().map_or(0, |_| width);
+        let config = &self.routing.config;
+        let shared_up = config.shared.map_or(0, |shared| config.activation.up_width(shared.hidden));
+        let values = kept(&self.h, top_k * config.up_width()) + kept(&self.shared_h, shared_up);
+        let gate = if self.shared_gate.is_some() { 2 } else { 0 };
+        let sums = experts + top_k + gate;
+        let indices = 3 * top_k + gate / 2;
+        values * T::DTYPE.size() + sums * T::Acc::DTYPE.size() + indices * size_of::<u32>()
     }
 
     /// The routing of the last forward.

@@ -6,6 +6,12 @@
 //! (ties: lower group). The bias selects but does not weigh. All of it in the accumulation type, with the same bits
 //! on every backend.
 
+mod choose;
+mod rule;
+
+pub(crate) use choose::{scores, sum_over_experts};
+pub use rule::{RouteRule, ScoreFunction, Selection};
+
 use super::jitter::{check_stamp, read_stamp};
 use super::{Jitter, PackDims, PackUse, Weight, jittered};
 use crate::device::{Device, Op};
@@ -14,66 +20,11 @@ use crate::host::Host;
 use crate::scalar::{Accum, Scalar};
 use crate::view::{In, Out, View};
 use alloc::vec;
-use alloc::vec::Vec;
+use choose::{choose, is_nan, limit_groups, weigh};
 use core::marker::PhantomData;
 
 /// Routing of tokens to experts, for storage type `T`.
 pub struct Route<T>(PhantomData<T>);
-
-/// How a logit becomes a score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ScoreFunction {
-    /// softmax over all experts (Switch, Mixtral, Qwen)
-    Softmax,
-    /// selection by logit, then softmax over the K chosen logits (gpt-oss)
-    SoftmaxTopK,
-    /// each expert's own sigmoid (DeepSeek-V3, Llama 4)
-    Sigmoid,
-}
-
-/// How experts are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Selection {
-    /// by choice score
-    TopK,
-    /// global slot i goes to expert i mod E, for measurements at perfect balance
-    RoundRobin,
-}
-
-/// The fixed settings of a router.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RouteRule {
-    /// logit to score
-    pub score: ScoreFunction,
-    /// how experts are chosen
-    pub selection: Selection,
-    /// expert groups; 1 for none. Divides E.
-    pub groups: usize,
-    /// groups that a token may use, at most `groups`
-    pub groups_kept: usize,
-    /// divide the K weights by their sum + 1e-20. Softmax over the chosen logits has the sum 1 anyway.
-    pub normalize: bool,
-    /// factor on the weights, last
-    pub scale: f32,
-    /// noise on the router's input
-    pub jitter: Option<Jitter>,
-}
-
-impl Default for RouteRule {
-    fn default() -> Self {
-        Self {
-            score: ScoreFunction::Softmax,
-            selection: Selection::TopK,
-            groups: 1,
-            groups_kept: 1,
-            normalize: false,
-            scale: 1.0,
-            jitter: None,
-        }
-    }
-}
 
 /// Sizes and settings of [`Route`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,12 +44,7 @@ pub struct RouteDims {
 impl RouteDims {
     /// Dimensions of the gate in the layout that [`Route`] reads.
     pub fn pack(&self) -> PackDims {
-        PackDims {
-            groups: 1,
-            rows: self.experts,
-            cols: self.width,
-            use_: PackUse::Gate,
-        }
+        PackDims { groups: 1, rows: self.experts, cols: self.width, use_: PackUse::Gate }
     }
 }
 
@@ -132,24 +78,14 @@ impl<T: Scalar> Op for Route<T> {
     type Args<'a, D: Device> = RouteArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &RouteDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let RouteDims {
-            tokens,
-            width,
-            experts,
-            top_k,
-            rule,
-        } = *dims;
+        let RouteDims { tokens, width, experts, top_k, rule } = *dims;
         within(Self::ID, "experts", 1, i32::MAX as usize, experts)?;
         within(Self::ID, "top_k", 1, experts, top_k)?;
         within(Self::ID, "groups", 1, experts, rule.groups)?;
         within(Self::ID, "groups_kept", 1, rule.groups, rule.groups_kept)?;
         if experts % rule.groups != 0 || rule.groups_kept * (experts / rule.groups) < top_k {
             let why = "must divide experts and leave at least top_k to choose from";
-            return Err(ShapeError::Combination {
-                op: Self::ID,
-                what: "groups",
-                why,
-            });
+            return Err(ShapeError::Combination { op: Self::ID, what: "groups", why });
         }
         expect(Self::ID, "x", &[tokens, width], args.x.len())?;
         args.gate.check(Self::ID, "gate", &[experts, width])?;
@@ -163,11 +99,7 @@ impl<T: Scalar> Op for Route<T> {
             expect(Self::ID, "forced_ids", &[tokens, top_k], ids.len())?;
         }
         let counted = rule.selection == Selection::RoundRobin && args.forced_ids.is_none();
-        check_stamp(
-            Self::ID,
-            rule.jitter.is_some() || counted,
-            args.stamp.map(|s| s.len()),
-        )?;
+        check_stamp(Self::ID, rule.jitter.is_some() || counted, args.stamp.map(|s| s.len()))?;
         expect(Self::ID, "logits", &[tokens, experts], args.logits.len())?;
         expect(Self::ID, "ids", &[tokens, top_k], args.ids.len())?;
         expect(Self::ID, "weights", &[tokens, top_k], args.weights.len())?;
@@ -175,22 +107,10 @@ impl<T: Scalar> Op for Route<T> {
     }
 
     fn reference(dims: &RouteDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {
-        let RouteDims {
-            tokens,
-            width,
-            experts,
-            top_k,
-            rule,
-        } = *dims;
+        let RouteDims { tokens, width, experts, top_k, rule } = *dims;
         let (x, gate) = (args.x.host(), args.gate.host());
-        let (gate_bias, bias) = (
-            args.gate_bias.map(View::host),
-            args.selection_bias.map(View::host),
-        );
-        let (forced, stamp) = (
-            args.forced_ids.map(View::host),
-            read_stamp(args.stamp.map(View::host)),
-        );
+        let (gate_bias, bias) = (args.gate_bias.map(View::host), args.selection_bias.map(View::host));
+        let (forced, stamp) = (args.forced_ids.map(View::host), read_stamp(args.stamp.map(View::host)));
         let (logits, ids, weights) = (args.logits.host(), args.ids.host(), args.weights.host());
         let first_slot = stamp.first_token.wrapping_mul(top_k as u64);
         let mut choice = vec![T::Acc::ZERO; experts];
@@ -237,167 +157,16 @@ impl<T: Scalar> Op for Route<T> {
     }
 }
 
-/// NaN, in a type without `is_nan`.
-#[allow(clippy::eq_op)]
-fn is_nan<A: Accum>(value: A) -> bool {
-    value != value
-}
-
-/// Whether `a` comes before `b` in descending order. NaN comes last.
-fn before<A: Accum>(a: A, b: A) -> bool {
-    a > b || (is_nan(b) && !is_nan(a))
-}
-
-/// Sum over experts: partial sum i takes i, i+32, ... in order; then halves are added, 16 down to 1.
-pub(crate) fn sum_over_experts<A: Accum>(values: impl Iterator<Item = A>) -> A {
-    let mut partial = [A::ZERO; 32];
-    for (expert, value) in values.enumerate() {
-        partial[expert % 32] += value;
-    }
-    for half in [16, 8, 4, 2, 1] {
-        for lane in 0..half {
-            let other = partial[lane + half];
-            partial[lane] += other;
-        }
-    }
-    partial[0]
-}
-
-/// The scores of one token's logits. For [`ScoreFunction::SoftmaxTopK`] they are the logits.
-pub(crate) fn scores<A: Accum>(function: ScoreFunction, logits: &[A]) -> Vec<A> {
-    match function {
-        ScoreFunction::SoftmaxTopK => logits.to_vec(),
-        ScoreFunction::Sigmoid => logits.iter().map(|logit| logit.fixed_sigmoid()).collect(),
-        ScoreFunction::Softmax => {
-            let mut max = A::NEG_INFINITY;
-            for logit in logits {
-                max = if before(*logit, max) { *logit } else { max };
-            }
-            let powers: Vec<A> = logits.iter().map(|logit| (*logit - max).fixed_exp()).collect();
-            let sum = sum_over_experts(powers.iter().copied());
-            powers.into_iter().map(|power| power / sum).collect()
-        }
-    }
-}
-
-/// Masks the experts of all but the best groups with NaN, which is never chosen.
-fn limit_groups<A: Accum>(rule: &RouteRule, choice: &mut [A]) {
-    if rule.groups_kept == rule.groups {
-        return;
-    }
-    let size = choice.len() / rule.groups;
-    let mut strength: Vec<A> = choice
-        .chunks(size)
-        .map(|group| {
-            let mut best = [A::NEG_INFINITY; 2];
-            for &score in group {
-                if before(score, best[0]) {
-                    best = [score, best[0]];
-                } else if before(score, best[1]) {
-                    best[1] = score;
-                }
-            }
-            if size == 1 { best[0] } else { best[0] + best[1] }
-        })
-        .collect();
-    let mut kept = vec![0; rule.groups_kept];
-    choose(&mut strength, &mut kept);
-    for (group, members) in choice.chunks_mut(size).enumerate() {
-        if !kept.contains(&(group as u32)) {
-            members.fill(A::of(f64::NAN));
-        }
-    }
-}
-
-/// The indices of the largest values in descending order; ties: lower index; NaN last. A chosen value is overwritten
-/// with NaN, and the number of values stands for "no value left that is not NaN".
-fn choose<A: Accum>(values: &mut [A], chosen: &mut [u32]) {
-    let nan = A::of(f64::NAN);
-    for slot in chosen {
-        let mut best = values.len();
-        for (at, value) in values.iter().enumerate() {
-            if !is_nan(*value) && (best == values.len() || *value > values[best]) {
-                best = at;
-            }
-        }
-        if let Some(value) = values.get_mut(best) {
-            *value = nan;
-        }
-        *slot = best as u32;
-    }
-}
-
-/// The weights of the chosen experts; sums over K in slot order.
-fn weigh<A: Accum>(rule: &RouteRule, scores: &[A], ids: &[u32], weights: &mut [A]) {
-    for (weight, id) in weights.iter_mut().zip(ids) {
-        *weight = scores.get(*id as usize).copied().unwrap_or(A::ZERO);
-    }
-    let known = |id: &u32| (*id as usize) < scores.len();
-    if rule.score == ScoreFunction::SoftmaxTopK {
-        let mut max = A::NEG_INFINITY;
-        for (weight, _) in weights.iter().zip(ids).filter(|(_, id)| known(id)) {
-            max = if before(*weight, max) { *weight } else { max };
-        }
-        let mut sum = A::ZERO;
-        for (weight, _) in weights.iter_mut().zip(ids).filter(|(_, id)| known(id)) {
-            *weight = (*weight - max).fixed_exp();
-            sum += *weight;
-        }
-        for (weight, _) in weights.iter_mut().zip(ids).filter(|(_, id)| known(id)) {
-            *weight /= sum;
-        }
-    } else if rule.normalize {
-        let mut sum = A::ZERO;
-        for weight in weights.iter() {
-            sum += *weight;
-        }
-        for weight in weights.iter_mut() {
-            *weight /= sum + A::of(1e-20);
-        }
-    }
-    for weight in weights.iter_mut() {
-        *weight *= A::of(rule.scale.into());
-    }
-}
-
-/// Scores of whole logits, and nothing else: what the losses and a router's tests compare.
-impl RouteRule {
-    /// The scores (tokens, experts) of logits (tokens, experts). For softmax over the chosen logits these
-    /// are the logits themselves.
-    ///
-    /// # Errors
-    /// [`ShapeError`] if `logits` is no multiple of `experts`.
-    pub fn scores<A: Accum>(&self, experts: usize, logits: &[A], out: &mut [A]) -> Result<(), ShapeError> {
-        within(OpId("scores"), "experts", 1, i32::MAX as usize, experts)?;
-        expect(
-            OpId("scores"),
-            "logits",
-            &[logits.len() / experts, experts],
-            logits.len(),
-        )?;
-        expect(OpId("scores"), "out", &[logits.len()], out.len())?;
-        for (logits, out) in logits.chunks(experts).zip(out.chunks_mut(experts)) {
-            out.copy_from_slice(&scores(self.score, logits));
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Kernel;
     use crate::view::ViewMut;
+    use alloc::vec::Vec;
 
     fn route(rule: RouteRule, top_k: usize, logits: &[f32]) -> (Vec<u32>, Vec<f32>, u32) {
         let experts = logits.len();
-        let dims = RouteDims {
-            tokens: 1,
-            width: experts,
-            experts,
-            top_k,
-            rule,
-        };
+        let dims = RouteDims { tokens: 1, width: experts, experts, top_k, rule };
         let mut gate = vec![0.0; experts * experts];
         (0..experts).for_each(|e| gate[e * experts + e] = 1.0);
         let (mut out, mut ids, mut weights, mut bad) =
@@ -429,11 +198,7 @@ mod tests {
 
     #[test]
     fn a_nan_logit_is_never_an_expert() {
-        let rule = RouteRule {
-            score: ScoreFunction::Sigmoid,
-            normalize: true,
-            ..RouteRule::default()
-        };
+        let rule = RouteRule { score: ScoreFunction::Sigmoid, normalize: true, ..RouteRule::default() };
         let (ids, weights, bad) = route(rule, 3, &[f32::NAN, 0.0, f32::INFINITY]);
         assert_eq!((ids, bad), (vec![2, 1, 3], 2));
         assert_eq!(weights, [1.0 / 1.5, 0.5 / 1.5, 0.0]);

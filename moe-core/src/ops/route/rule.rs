@@ -1,0 +1,79 @@
+//! The fixed settings of a router.
+
+use super::choose::scores;
+use crate::error::{OpId, ShapeError, expect, within};
+use crate::ops::Jitter;
+use crate::scalar::Accum;
+
+/// How a logit becomes a score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScoreFunction {
+    /// softmax over all experts (Switch, Mixtral, Qwen)
+    Softmax,
+    /// selection by logit, then softmax over the K chosen logits (gpt-oss)
+    SoftmaxTopK,
+    /// each expert's own sigmoid (DeepSeek-V3, Llama 4)
+    Sigmoid,
+}
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Selection {
+    /// by choice score
+    TopK,
+    /// global slot i goes to expert i mod E, for measurements at perfect balance
+    RoundRobin,
+}
+
+/// The fixed settings of a router.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouteRule {
+    /// logit to score
+    pub score: ScoreFunction,
+    /// how experts are chosen
+    pub selection: Selection,
+    /// expert groups; 1 for none. Divides E.
+    pub groups: usize,
+    /// groups that a token may use, at most `groups`
+    pub groups_kept: usize,
+    /// divide the K weights by their sum + 1e-20. Softmax over the chosen logits has the sum 1 anyway.
+    pub normalize: bool,
+    /// factor on the weights, last
+    pub scale: f32,
+    /// noise on the router's input
+    pub jitter: Option<Jitter>,
+}
+
+impl Default for RouteRule {
+    fn default() -> Self {
+        Self {
+            score: ScoreFunction::Softmax,
+            selection: Selection::TopK,
+            groups: 1,
+            groups_kept: 1,
+            normalize: false,
+            scale: 1.0,
+            jitter: None,
+        }
+    }
+}
+
+/// Scores of whole logits, and nothing else: what the losses and a router's tests compare.
+impl RouteRule {
+    /// The scores (tokens, experts) of logits (tokens, experts). For softmax over the chosen logits these
+    /// are the logits themselves.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if `logits` is no multiple of `experts`.
+    pub fn scores<A: Accum>(&self, experts: usize, logits: &[A], out: &mut [A]) -> Result<(), ShapeError> {
+        within(OpId("scores"), "experts", 1, i32::MAX as usize, experts)?;
+        expect(OpId("scores"), "logits", &[logits.len() / experts, experts], logits.len())?;
+        expect(OpId("scores"), "out", &[logits.len()], out.len())?;
+        for (logits, out) in logits.chunks(experts).zip(out.chunks_mut(experts)) {
+            out.copy_from_slice(&scores(self.score, logits));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! What a forward pass uploads: the stamp, sequence bounds, loss factors.
+
+use super::{INFERENCE_ONLY, Runner, Saved};
+use crate::config::BalanceLoss;
+use crate::error::Error;
+use crate::ops::{MoeDevice, Selection, Stamp};
+use crate::scalar::{Accum, Scalar};
+use crate::view::{first_mut, whole_mut};
+
+impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+    pub(super) fn set_stamp(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
+        let config = &saved.routing.config;
+        let stamp = Stamp { layer: config.layer, ..self.batch.stamp };
+        if config.rule.jitter.is_some() || config.rule.selection == Selection::RoundRobin {
+            self.session.upload(&stamp.words(), whole_mut::<D, u32>(&mut saved.routing.stamp))?;
+        }
+        Ok(())
+    }
+
+    /// Sequence bounds and loss factors, uploaded where a loss reads them.
+    pub(super) fn set_losses(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
+        let (session, batch) = (&self.session, &self.batch);
+        let routing = &mut saved.routing;
+        let (config, tokens) = (&routing.config, routing.tokens);
+        routing.batch.copy_from(batch);
+        let Some(losses) = &mut routing.losses else {
+            return Err(Error::State(INFERENCE_ONLY));
+        };
+        let mut bound = 0;
+        session.upload(&[0], first_mut::<D, u32>(&mut losses.sequences, 1)?)?;
+        for s in 0..batch.count_for(config) {
+            bound += batch.length(config, tokens, s) as u32;
+            let place = whole_mut::<D, u32>(&mut losses.sequences).slice(s + 1..s + 2)?;
+            session.upload(&[bound], place)?;
+            let factor = [T::Acc::of(batch.factor(config, tokens, s))];
+            session.upload(&factor, whole_mut::<D, T::Acc>(&mut losses.factors).slice(s..s + 1)?)?;
+        }
+        let z_factor = [T::Acc::of(batch.z_factor(config, tokens))];
+        session.upload(&z_factor, whole_mut::<D, T::Acc>(&mut losses.z_factor))?;
+        if matches!(config.balance.loss, Some(BalanceLoss::Batch(_))) && !batch.step_counts.is_empty() {
+            session
+                .upload(&batch.step_counts, first_mut::<D, u32>(&mut losses.step_counts, config.experts)?)?;
+        }
+        Ok(())
+    }
+}

@@ -28,8 +28,13 @@ impl MoeConfig {
         range("experts", self.experts, 1, LARGEST)?;
         range("top_k", self.top_k, 1, self.experts)?;
         let elements = (self.experts as u128) * (self.up_width() as u128) * (self.width as u128);
-        if elements > 1 << 40 {
-            return Err(wrong("experts", self.experts, "the weights would have more than 2^40 elements"));
+        let most = (isize::MAX as u128 / 16).min(1 << 40);
+        if elements > most {
+            return Err(wrong(
+                "experts",
+                self.experts,
+                format!("the weights would have more than {most} elements"),
+            ));
         }
         Ok(())
     }
@@ -67,7 +72,8 @@ impl MoeConfig {
             }
         }
         if let Some(shared) = self.shared {
-            range("shared.hidden", shared.hidden, 1, LARGEST)?;
+            let most = LARGEST.min(isize::MAX as usize / 32 / self.width);
+            range("shared.hidden", shared.hidden, 1, most)?;
         }
         match self.capacity {
             Some(capacity) if !(capacity.factor > 0.0 && capacity.factor.is_finite()) => {

@@ -1,5 +1,6 @@
 //! Forward: route, sort, up, down, combine.
 
+use super::forward_ops::From;
 use super::saved::Stage;
 use super::{INFERENCE_ONLY, Plan, Rows, Runner, Saved, limit};
 use crate::error::{Error, OpId, expect};
@@ -26,7 +27,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             };
             let result = self
                 .begin(layer, x, &mut saved)
-                .and_then(|plan| self.route_ops(layer, x, &mut saved, &plan, false))
+                .and_then(|plan| self.route_ops(layer, x, &mut saved, &plan, From::Inference))
                 .and_then(|plan| self.expert_ops(layer, x, &mut saved, y, &plan, false));
             self.inference = Some(saved);
             result
@@ -62,7 +63,29 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         let device = self.session.device().clone();
         device.enter(|| {
             let plan = self.begin_training(layer, x, saved)?;
-            self.route_ops(layer, x, saved, &plan, true)?;
+            self.route_ops(layer, x, saved, &plan, From::Training)?;
+            saved.stage = Stage::Routed;
+            Ok(())
+        })
+    }
+
+    /// As [`route`](Self::route), with recorded ids (T, K) instead of a selection: weights, losses and gradients are those
+    /// of this gate and these ids. An id of E or more is a dropped slot.
+    ///
+    /// # Errors
+    /// As [`forward_train`](Self::forward_train); [`Error::Shape`] for a wrong number of ids.
+    pub fn replay(
+        &mut self,
+        layer: &MoeLayer<D, T>,
+        x: &Rows<D, T>,
+        ids: &[u32],
+        saved: &mut Saved<D, T>,
+    ) -> Result<(), Error<D::Error>> {
+        let device = self.session.device().clone();
+        device.enter(|| {
+            let plan = self.begin_training(layer, x, saved)?;
+            self.session.upload(ids, saved.routing.recorded_mut()?)?;
+            self.route_ops(layer, x, saved, &plan, From::Record)?;
             saved.stage = Stage::Routed;
             Ok(())
         })

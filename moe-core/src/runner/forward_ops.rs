@@ -11,6 +11,15 @@ use crate::ops::{
 use crate::scalar::Scalar;
 use crate::view::{first, first_mut, whole, whole_mut};
 
+/// Where a routing comes from, and whether the losses look at it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    Inference,
+    Training,
+    /// recorded ids, staged in `slot_of_row` until Sort overwrites it
+    Record,
+}
+
 impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     pub(super) fn route_ops(
         &mut self,
@@ -18,7 +27,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         x: &Rows<D, T>,
         saved: &mut Saved<D, T>,
         plan: &Plan,
-        training: bool,
+        from: From,
     ) -> Result<Plan, Error<D::Error>> {
         let MoeConfig { experts, rule, .. } = layer.config;
         let routing = &mut saved.routing;
@@ -28,7 +37,10 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             gate_bias: layer.weights.gate_bias.as_ref().map(whole::<D, T>),
             selection_bias: layer.selection_bias.as_ref().map(whole::<D, T::Acc>),
-            forced_ids: None,
+            forced_ids: match from {
+                From::Record => Some(first::<D, u32>(&routing.slot_of_row, plan.slots)?),
+                From::Training | From::Inference => None,
+            },
             stamp: stamped.then(|| whole::<D, u32>(&routing.stamp)),
             logits: first_mut::<D, T::Acc>(&mut routing.logits, plan.tokens * experts)?,
             ids: first_mut::<D, u32>(&mut routing.ids, plan.slots)?,
@@ -36,7 +48,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             non_finite: whole_mut::<D, u32>(&mut routing.non_finite),
         };
         self.session.run::<Route<T>>(&plan.route(), args)?;
-        if let (true, Some(losses)) = (training, &mut routing.losses) {
+        if let (From::Training | From::Record, Some(losses)) = (from, &mut routing.losses) {
             let sequences = plan.sequences;
             let args = RouteStatsArgs {
                 logits: first::<D, T::Acc>(&routing.logits, plan.tokens * experts)?,

@@ -120,7 +120,8 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         crate::within(OpId("runner"), "tokens", 0, u32::MAX as usize / config.top_k - 1, tokens)?;
         crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
         let plan = Plan::new(config, tokens, sequences);
-        let widest = config.width.max(config.up_width()).max(config.experts);
+        let shared_up = config.shared.map_or(0, |shared| config.activation.up_width(shared.hidden));
+        let widest = config.width.max(config.up_width()).max(config.experts).max(shared_up);
         crate::product(OpId("runner"), "rows", &[tokens, config.top_k, widest])?;
         let scratch =
             if training { plan.scratch_train::<T, D>(device) } else { plan.scratch_forward::<T, D>(device) };

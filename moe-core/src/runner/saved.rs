@@ -136,6 +136,12 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
         Ok(first::<D, u32>(&self.slot_of_row, self.slots())?)
     }
 
+    /// Room for recorded ids: `slot_of_row`, which is free until Sort writes it.
+    pub(crate) fn recorded_mut(&mut self) -> Result<Out<'_, D, u32>, Error<D::Error>> {
+        let slots = self.slots();
+        Ok(first_mut::<D, u32>(&mut self.slot_of_row, slots)?)
+    }
+
     pub(crate) fn ids_mut(&mut self) -> Result<Out<'_, D, u32>, Error<D::Error>> {
         let slots = self.slots();
         Ok(first_mut::<D, u32>(&mut self.ids, slots)?)

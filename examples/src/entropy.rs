@@ -30,10 +30,8 @@ impl Entropy {
             pairs[usize::from(pair[0])][usize::from(pair[1])] += 1;
         }
         let single = |b: usize| (f64::from(singles[b]) + 1.0) / (training.len() as f64 + 256.0);
-        let after: Vec<f64> = pairs
-            .iter()
-            .map(|row| row.iter().map(|&count| f64::from(count)).sum::<f64>() + 1.0)
-            .collect();
+        let after: Vec<f64> =
+            pairs.iter().map(|row| row.iter().map(|&count| f64::from(count)).sum::<f64>() + 1.0).collect();
 
         let (mut unigram, mut bigram) = (0.0, 0.0);
         for pair in held_out.windows(2) {
@@ -42,10 +40,7 @@ impl Entropy {
             bigram -= ((f64::from(pairs[a][b]) + single(b)) / after[a]).log2();
         }
         let bytes = held_out.len().saturating_sub(1).max(1) as f64;
-        Self {
-            unigram: unigram / bytes,
-            bigram: bigram / bytes,
-        }
+        Self { unigram: unigram / bytes, bigram: bigram / bytes }
     }
 }
 
@@ -71,9 +66,7 @@ mod tests {
     #[test]
     fn the_bigram_probabilities_of_a_context_add_up_to_1() {
         let training = b"the cat sat on the mat";
-        let total: f64 = (0..=255_u8)
-            .map(|b| (-Entropy::measure(training, &[b'a', b]).bigram).exp2())
-            .sum();
+        let total: f64 = (0..=255_u8).map(|b| (-Entropy::measure(training, &[b'a', b]).bigram).exp2()).sum();
         assert!((total - 1.0).abs() < 1e-9, "{total}");
     }
 }

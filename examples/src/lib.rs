@@ -1,6 +1,7 @@
 //! What the example programs share.
 
 pub mod dense;
+pub mod device;
 pub mod entropy;
 pub mod model;
 pub mod real;

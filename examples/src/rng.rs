@@ -11,9 +11,7 @@ impl Rng {
     pub fn new(seed: u64, position: u64) -> Self {
         let mut rng = Self { state: seed };
         let key = rng.bits();
-        Self {
-            state: key ^ position.wrapping_mul(0xd134_2543_de82_ef95),
-        }
+        Self { state: key ^ position.wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
     /// The next 64 random bits (SplitMix64).

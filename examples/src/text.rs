@@ -33,10 +33,7 @@ impl Batch {
         let length = rows.ncols().saturating_sub(1);
         let part = |from: usize| rows.slice(ndarray::s![.., from..from + length]).to_owned();
         let targets_start = rows.ncols() - length;
-        Self {
-            inputs: part(0),
-            targets: part(targets_start),
-        }
+        Self { inputs: part(0), targets: part(targets_start) }
     }
 
     /// Bytes to predict.
@@ -98,9 +95,7 @@ impl Text {
         let mut rows = Array2::zeros((sequences, length + 1));
         for mut row in rows.rows_mut() {
             let start = rng.below(training.len() - length);
-            row.iter_mut()
-                .zip(&training[start..])
-                .for_each(|(to, &byte)| *to = byte);
+            row.iter_mut().zip(&training[start..]).for_each(|(to, &byte)| *to = byte);
         }
         Batch::new(&rows)
     }
@@ -113,10 +108,9 @@ impl Text {
         let windows: Vec<usize> = (0..held_out.len().saturating_sub(1) / length).collect();
         let batches: Vec<Vec<usize>> = windows.chunks(sequences).map(<[usize]>::to_vec).collect();
         batches.into_iter().map(move |windows| {
-            Batch::new(&Array2::from_shape_fn(
-                (windows.len(), length + 1),
-                |(row, at)| held_out[windows[row] * length + at],
-            ))
+            Batch::new(&Array2::from_shape_fn((windows.len(), length + 1), |(row, at)| {
+                held_out[windows[row] * length + at]
+            }))
         })
     }
 
@@ -160,10 +154,7 @@ mod tests {
     #[test]
     fn the_held_out_windows_follow_each_other() {
         let text = numbers();
-        let targets: Vec<u8> = text
-            .held_out_batches(2, 6)
-            .flat_map(|batch| batch.targets)
-            .collect();
+        let targets: Vec<u8> = text.held_out_batches(2, 6).flat_map(|batch| batch.targets).collect();
         assert_eq!(targets, (181..199).collect::<Vec<u8>>());
     }
 

@@ -28,9 +28,6 @@ pub(crate) fn expect_gradient<Dim: Dimension>(
         };
         let want = (loss_at(value + step) - loss_at(value - step)) / (2.0 * step);
         loss_at(value);
-        assert!(
-            (got - want).abs() < 1e-7 * (1.0 + want.abs()),
-            "{what}[{index}] is {got}, wanted {want}"
-        );
+        assert!((got - want).abs() < 1e-7 * (1.0 + want.abs()), "{what}[{index}] is {got}, wanted {want}");
     }
 }

@@ -49,11 +49,7 @@ mod tests {
     #[test]
     fn the_products_are_those_of_the_definition_across_chunk_edges() {
         let (tokens, width, out) = (2 * CHUNK + 3, 5, 7);
-        let (x, w, dy) = (
-            random((tokens, width), 1),
-            random((out, width), 2),
-            random((tokens, out), 3),
-        );
+        let (x, w, dy) = (random((tokens, width), 1), random((out, width), 2), random((tokens, out), 3));
         let near = |a: &Array2<f64>, b: &Array2<f64>| (a - b).iter().all(|d| d.abs() < 1e-11);
         assert!(near(&forward(x.view(), w.view()), &x.dot(&w.t())));
         assert!(near(&input_gradient(dy.view(), w.view()), &dy.dot(&w)));

@@ -14,9 +14,7 @@ pub fn cross_entropy<R: Real>(logits: &mut Array2<R>, targets: &[u8]) -> f64 {
         .zip(targets)
         .map(|(mut row, &target)| {
             let target = usize::from(target);
-            let largest = row
-                .iter()
-                .fold(row[0], |most, &logit| if logit > most { logit } else { most });
+            let largest = row.iter().fold(row[0], |most, &logit| if logit > most { logit } else { most });
             let chosen = row[target] - largest;
             let mut sum = R::ZERO;
             for logit in &mut row {
@@ -49,8 +47,6 @@ mod tests {
         let logits = random((3, 256), 1) * 4.0;
         let mut grad = logits.clone();
         cross_entropy(&mut grad, b"xyz");
-        expect_gradient("logits", &logits, &grad, |logits| {
-            cross_entropy(&mut logits.clone(), b"xyz")
-        });
+        expect_gradient("logits", &logits, &grad, |logits| cross_entropy(&mut logits.clone(), b"xyz"));
     }
 }

@@ -80,66 +80,31 @@ impl<R: Real> Mixing<R> {
         a.par_map_inplace(|a| *a = a.sigmoid());
         let h = recurrence::forward(a.view(), c.view(), length);
         let mut z = h.clone();
-        Zip::from(&mut z)
-            .and(g)
-            .par_for_each(|z, &g| *z *= g * g.sigmoid());
+        Zip::from(&mut z).and(g).par_for_each(|z, &g| *z *= g * g.sigmoid());
         let out = linear::forward(z.view(), self.w_out.value.view());
-        (
-            out,
-            SavedMixing {
-                norm,
-                n,
-                p,
-                c,
-                a,
-                h,
-                z,
-                length,
-            },
-        )
+        (out, SavedMixing { norm, n, p, c, a, h, z, length })
     }
 
     /// The gradient of `x` through the term. Adds the gradients of the weights.
     pub fn backward(&mut self, saved: &SavedMixing<R>, dout: ArrayView2<'_, R>) -> Array2<R> {
-        let SavedMixing {
-            norm,
-            n,
-            p,
-            c,
-            a,
-            h,
-            z,
-            length,
-        } = saved;
+        let SavedMixing { norm, n, p, c, a, h, z, length } = saved;
         let (u, g) = p.view().split_at(Axis(1), dout.ncols());
         linear::weight_gradient(dout, z.view(), &mut self.w_out.grad);
         let dz = linear::input_gradient(dout, self.w_out.value.view());
 
         let (mut dh, mut dg) = (dz.clone(), dz);
-        Zip::from(&mut dh)
-            .and(&mut dg)
-            .and(g)
-            .and(h)
-            .par_for_each(|dh, dg, &g, &h| {
-                let s = g.sigmoid();
-                *dh *= g * s;
-                *dg *= h * s * (R::ONE + g * (R::ONE - s));
-            });
+        Zip::from(&mut dh).and(&mut dg).and(g).and(h).par_for_each(|dh, dg, &g, &h| {
+            let s = g.sigmoid();
+            *dh *= g * s;
+            *dg *= h * s * (R::ONE + g * (R::ONE - s));
+        });
         let (mut dkeep, mut dc) = recurrence::backward(a.view(), c.view(), h.view(), *length, dh.view());
-        Zip::from(&mut dkeep)
-            .and(a)
-            .par_for_each(|da, &a| *da *= a * (R::ONE - a));
+        Zip::from(&mut dkeep).and(a).par_for_each(|da, &a| *da *= a * (R::ONE - a));
         self.b_keep.grad += &dkeep.sum_axis(Axis(0));
         linear::weight_gradient(dkeep.view(), c.view(), &mut self.w_keep.grad);
         dc += &linear::input_gradient(dkeep.view(), self.w_keep.value.view());
 
-        let du = conv::backward(
-            u,
-            self.kernel.value.view(),
-            *length,
-            dc.view(),
-            &mut self.kernel.grad,
-        );
+        let du = conv::backward(u, self.kernel.value.view(), *length, dc.view(), &mut self.kernel.grad);
         let mut dp = Array2::zeros(p.raw_dim());
         dp.slice_mut(s![.., ..du.ncols()]).assign(&du);
         dp.slice_mut(s![.., du.ncols()..]).assign(&dg);

@@ -21,10 +21,7 @@ pub struct SavedNorm<R> {
 impl<R: Real> RmsNorm<R> {
     /// A norm with weights 1.
     pub fn new(width: usize, epsilon: f64) -> Self {
-        Self {
-            weight: Vector::filled(width, 1.0),
-            epsilon: R::of(epsilon),
-        }
+        Self { weight: Vector::filled(width, 1.0), epsilon: R::of(epsilon) }
     }
 
     /// The normed rows.
@@ -35,13 +32,7 @@ impl<R: Real> RmsNorm<R> {
             R::ONE / (squares / width + self.epsilon).sqrt()
         });
         let y = &x * &scale.view().insert_axis(Axis(1)) * &self.weight.value;
-        (
-            y,
-            SavedNorm {
-                x: x.to_owned(),
-                scale,
-            },
-        )
+        (y, SavedNorm { x: x.to_owned(), scale })
     }
 
     /// The gradient of the rows. Adds that of the weight.

@@ -41,12 +41,7 @@ impl<R: Real, Dim: Dimension> Param<R, Dim> {
     pub fn new(value: Array<R, Dim>) -> Self {
         let value = value.as_standard_layout().into_owned();
         let zeros = || Array::zeros(value.raw_dim());
-        Self {
-            grad: zeros(),
-            first: zeros(),
-            second: zeros(),
-            value,
-        }
+        Self { grad: zeros(), first: zeros(), second: zeros(), value }
     }
 
     /// The parameter as slices.
@@ -75,9 +70,7 @@ impl<R: Real> Vector<R> {
 impl<R: Real> Matrix<R> {
     /// Normally distributed weights with the standard deviation `deviation`.
     pub fn normal(shape: (usize, usize), deviation: f64, rng: &mut Rng) -> Self {
-        Self::new(Array2::from_shape_simple_fn(shape, || {
-            R::of(deviation * rng.normal())
-        }))
+        Self::new(Array2::from_shape_simple_fn(shape, || R::of(deviation * rng.normal())))
     }
 }
 
@@ -87,12 +80,7 @@ impl<R: Real> Flat<'_, R> {
     /// # Errors
     /// None that the slices of one parameter can cause.
     pub fn adamw(self, settings: &AdamWSettings) -> Result<(), ShapeError> {
-        let (dims, words) = (
-            AdamWDims {
-                len: self.value.len(),
-            },
-            settings.words::<R>(),
-        );
+        let (dims, words) = (AdamWDims { len: self.value.len() }, settings.words::<R>());
         let args = AdamWArgs {
             settings: View::of(&words),
             grad: View::of(self.grad),
@@ -132,11 +120,7 @@ mod tests {
         param.grad = array![4.0, -0.25, 0.0];
         param.flat().adamw(&settings).unwrap();
         let want = array![0.95 - 0.1, -1.9 + 0.1, 2.85];
-        assert!(
-            (&param.value - &want).iter().all(|d| d.abs() < 1e-7),
-            "{}",
-            param.value
-        );
+        assert!((&param.value - &want).iter().all(|d| d.abs() < 1e-7), "{}", param.value);
         assert_eq!(param.grad, array![0.0, 0.0, 0.0]);
     }
 }

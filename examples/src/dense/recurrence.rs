@@ -15,14 +15,12 @@ pub fn forward<R: Real>(a: ArrayView2<'_, R>, c: ArrayView2<'_, R>, length: usiz
         .for_each(|((mut h, a), c)| {
             let mut state = Array1::zeros(a.ncols());
             for t in 0..a.nrows() {
-                Zip::from(&mut state)
-                    .and(h.row_mut(t))
-                    .and(a.row(t))
-                    .and(c.row(t))
-                    .for_each(|state, h, &a, &c| {
+                Zip::from(&mut state).and(h.row_mut(t)).and(a.row(t)).and(c.row(t)).for_each(
+                    |state, h, &a, &c| {
                         *state = a * *state + (R::ONE - a) * c;
                         *h = *state;
-                    });
+                    },
+                );
             }
         });
     h
@@ -48,11 +46,7 @@ pub fn backward<R: Real>(
             for t in (0..da.nrows()).rev() {
                 for column in 0..a.ncols() {
                     let at = [start + t, column];
-                    let before = if t > 0 {
-                        h[[start + t - 1, column]]
-                    } else {
-                        R::ZERO
-                    };
+                    let before = if t > 0 { h[[start + t - 1, column]] } else { R::ZERO };
                     let total = dh[at] + later[column];
                     da[[t, column]] = total * (before - c[at]);
                     dc[[t, column]] = total * (R::ONE - a[at]);

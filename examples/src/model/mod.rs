@@ -10,6 +10,10 @@
 //! The loss is the mean cross-entropy of the next byte. The dense parts run on the host.
 
 pub mod blocks;
+pub mod device_blocks;
+mod state;
+pub mod storage;
+pub mod tensors;
 
 use crate::dense::loss::cross_entropy;
 use crate::dense::mixing::{Mixing, SavedMixing};
@@ -20,23 +24,13 @@ use crate::real::Real;
 use crate::rng::Rng;
 use crate::text::Batch;
 use anyhow::Result;
-use blocks::{Blocks, Figures};
+use blocks::Blocks;
 use moe_core::ops::AdamWSettings;
+use moe_core::{AdamWOptions, Figures};
 use ndarray::{Array2, ArrayView2};
 
 /// Number of different bytes.
 const VOCABULARY: usize = 256;
-
-/// What stays the same in every step of the optimizer.
-const ADAMW: AdamWSettings = AdamWSettings {
-    lr: 0.0,
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.1,
-    step: 0,
-    scale: 1.0,
-};
 
 /// The sizes of the dense parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,9 +73,7 @@ impl<R: Real> Model<R> {
         let out_scale = 1.0 / (2.0 * config.layers as f64).sqrt();
         let layers = (0..config.layers)
             .map(|_| Layer {
-                mixing: config
-                    .mixing
-                    .then(|| Mixing::init(width, config.epsilon, out_scale, rng)),
+                mixing: config.mixing.then(|| Mixing::init(width, config.epsilon, out_scale, rng)),
                 norm: RmsNorm::new(width, config.epsilon),
             })
             .collect();
@@ -100,11 +92,6 @@ impl<R: Real> Model<R> {
         self.step
     }
 
-    /// Says how many updates the weights have seen, after loading them.
-    pub fn set_step(&mut self, step: u64) {
-        self.step = step;
-    }
-
     /// The MoE layers.
     pub fn blocks(&mut self) -> &mut dyn Blocks<R> {
         self.blocks.as_mut()
@@ -115,9 +102,7 @@ impl<R: Real> Model<R> {
     /// # Errors
     /// What the device says.
     pub fn figures(&mut self) -> Result<Vec<Figures>> {
-        (0..self.layers.len())
-            .map(|layer| self.blocks.figures(layer))
-            .collect()
+        (0..self.layers.len()).map(|layer| self.blocks.figures(layer)).collect()
     }
 
     /// Mean loss of a batch in nats, for evaluation: changes nothing.
@@ -201,13 +186,9 @@ impl<R: Real> Model<R> {
     /// What the device says.
     pub fn update(&mut self, lr: f64, scale: f64) -> Result<()> {
         self.step += 1;
-        let settings = AdamWSettings {
-            lr,
-            scale,
-            step: self.step,
-            ..ADAMW
-        };
-        self.blocks.update(&settings)?;
+        let AdamWOptions { beta1, beta2, eps, weight_decay } = AdamWOptions::default();
+        let settings = AdamWSettings { lr, beta1, beta2, eps, weight_decay, step: self.step, scale };
+        self.blocks.update(lr, scale)?;
         let mut result = Ok(());
         self.visit(&mut |_, param| {
             if let Err(error) = param.adamw(&settings) {

@@ -46,8 +46,7 @@ impl Picture<'_> {
     pub fn write(&self, path: &Path) -> Result<()> {
         let height = LOSS_HEIGHT + LAYER_HEIGHT * self.history.layers as u32;
         let mut pixels = vec![255; (WIDTH * height * 3) as usize];
-        self.draw(&mut pixels, height)
-            .map_err(|error| anyhow!("cannot draw the picture: {error}"))?;
+        self.draw(&mut pixels, height).map_err(|error| anyhow!("cannot draw the picture: {error}"))?;
         encode(path, &pixels, height).with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -70,12 +69,8 @@ impl Picture<'_> {
     }
 
     fn draw_loss(&self, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error + '_>> {
-        let bits: Vec<f64> = self
-            .history
-            .loss
-            .iter()
-            .map(|&nats| f64::from(nats) / std::f64::consts::LN_2)
-            .collect();
+        let bits: Vec<f64> =
+            self.history.loss.iter().map(|&nats| f64::from(nats) / std::f64::consts::LN_2).collect();
         let steps = bits.len() as f64;
         let finite = || bits.iter().copied().filter(|bits| bits.is_finite());
         let lowest = finite().fold(self.held_out.min(self.entropy.bigram), f64::min);
@@ -110,15 +105,9 @@ impl Picture<'_> {
                 .label(format!("{name} {value:.2}"))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], color.stroke_width(2)));
         }
-        let points = bits
-            .iter()
-            .enumerate()
-            .map(|(step, &bits)| (step as f64 + 1.0, bits));
+        let points = bits.iter().enumerate().map(|(step, &bits)| (step as f64 + 1.0, bits));
         chart
-            .draw_series(LineSeries::new(
-                points.filter(|point| point.1.is_finite()),
-                LOSS.stroke_width(2),
-            ))?
+            .draw_series(LineSeries::new(points.filter(|point| point.1.is_finite()), LOSS.stroke_width(2)))?
             .label("training loss")
             .legend(|(x, y)| PathElement::new([(x, y), (x + 26, y)], LOSS.stroke_width(2)));
         chart
@@ -141,10 +130,7 @@ impl Picture<'_> {
         let (steps, experts) = (self.history.steps(), self.history.experts);
         let columns = steps.min(COLUMNS);
         let mut chart = ChartBuilder::on(area)
-            .caption(
-                format!("Layer {layer}: load per expert, balance {}", self.balance),
-                font(20),
-            )
+            .caption(format!("Layer {layer}: load per expert, balance {}", self.balance), font(20))
             .margin_top(8)
             .x_label_area_size(44)
             .y_label_area_size(74)
@@ -160,11 +146,7 @@ impl Picture<'_> {
             .axis_desc_style(font(19))
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|expert| {
-                if expert.fract() == 0.0 {
-                    format!("{expert:.0}")
-                } else {
-                    String::new()
-                }
+                if expert.fract() == 0.0 { format!("{expert:.0}") } else { String::new() }
             })
             .draw()?;
         let edge = |column: usize| column * steps / columns;
@@ -188,16 +170,9 @@ fn draw_key(area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
         let load = 2.0 * f64::from(bottom - 1 - y) / f64::from(bottom - 1 - top);
         area.draw(&Rectangle::new([(left, y), (right, y + 1)], heat(load).filled()))?;
     }
-    area.draw(&Rectangle::new(
-        [(left, top), (right, bottom)],
-        INK.stroke_width(1),
-    ))?;
+    area.draw(&Rectangle::new([(left, top), (right, bottom)], INK.stroke_width(1)))?;
     let style = font(16).color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-    for (text, y) in [
-        ("2x or more", top),
-        ("even share", (top + bottom) / 2),
-        ("none", bottom),
-    ] {
+    for (text, y) in [("2x or more", top), ("even share", (top + bottom) / 2), ("none", bottom)] {
         area.draw(&Text::new(text, (right + 6, y), style.clone()))?;
     }
     Ok(())
@@ -239,32 +214,23 @@ fn encode(path: &Path, pixels: &[u8], height: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moe_core::Figures;
 
     fn picture(history: &History) -> Picture<'_> {
-        Picture {
-            history,
-            entropy: Entropy {
-                unigram: 4.4,
-                bigram: 3.5,
-            },
-            held_out: 2.6,
-            balance: "bias",
-        }
+        Picture { history, entropy: Entropy { unigram: 4.4, bigram: 3.5 }, held_out: 2.6, balance: "bias" }
     }
 
     /// A run of 700 steps whose load starts in one expert and evens out.
     fn run() -> History {
         let mut history = History::new(2, 8);
         for step in 0..700_u32 {
-            let spread = |layer: u32| {
-                (0..8)
+            let spread = |layer: u32| Figures {
+                tokens_per_expert: (0..8)
                     .map(|e| 200 + 4000 / (1 + step / 9) * u32::from(e == layer))
-                    .collect()
+                    .collect(),
+                ..Figures::default()
             };
-            history.push(
-                5.5 / (1.0 + f64::from(step) / 60.0) + 1.7,
-                &[spread(2), spread(5)],
-            );
+            history.push(5.5 / (1.0 + f64::from(step) / 60.0) + 1.7, &[spread(2), spread(5)]);
         }
         history
     }
@@ -282,7 +248,7 @@ mod tests {
     #[test]
     fn short_and_broken_runs_are_drawn_too() {
         let mut history = History::new(1, 3);
-        history.push(f64::NAN, &[vec![0, 0, 0]]);
+        history.push(f64::NAN, &[Figures { tokens_per_expert: vec![0; 3], ..Figures::default() }]);
         let path = std::env::temp_dir().join(format!("moe-picture-nan-{}.png", std::process::id()));
         picture(&history).write(&path).unwrap();
         std::fs::remove_file(path).unwrap();
@@ -290,9 +256,7 @@ mod tests {
 
     #[test]
     fn a_run_without_steps_is_an_error() {
-        let error = picture(&History::new(1, 3))
-            .write(Path::new("none.png"))
-            .unwrap_err();
+        let error = picture(&History::new(1, 3)).write(Path::new("none.png")).unwrap_err();
         assert!(error.to_string().contains("no steps"), "{error}");
     }
 

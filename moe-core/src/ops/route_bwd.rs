@@ -180,7 +180,7 @@ fn through_weights<A: Accum>(rule: &RouteRule, logits: &[A], chosen: &[(usize, A
     for (id, dw) in chosen() {
         out[id] += scale * if rule.normalize { (dw - dot / sum) / sum } else { dw };
     }
-    through_scores(rule.score, &scores, &mut out);
+    through_scores(rule.score, logits, &scores, &mut out);
     out
 }
 
@@ -191,15 +191,16 @@ fn through_probabilities<A: Accum>(score: ScoreFunction, logits: &[A], dp: &[A])
     let sum = sum_over_experts(scores.iter().copied()) + A::of(1e-20);
     let dot = sum_over_experts(dp.iter().zip(&scores).map(|(dp, score)| *dp * *score)) / sum;
     let mut out: Vec<A> = dp.iter().map(|dp| (*dp - dot) / sum).collect();
-    through_scores(score, &scores, &mut out);
+    through_scores(score, logits, &scores, &mut out);
     out
 }
 
-/// From gradients of the scores to gradients of the logits, in place.
-fn through_scores<A: Accum>(function: ScoreFunction, scores: &[A], grad: &mut [A]) {
+/// From gradients of the scores to gradients of the logits, in place. A sigmoid that has rounded to 1 still has a slope, so
+/// that `1 - score` is taken as the sigmoid of the negative logit.
+fn through_scores<A: Accum>(function: ScoreFunction, logits: &[A], scores: &[A], grad: &mut [A]) {
     if function == ScoreFunction::Sigmoid {
-        for (grad, score) in grad.iter_mut().zip(scores) {
-            *grad *= *score * (A::ONE - *score);
+        for ((grad, score), logit) in grad.iter_mut().zip(scores).zip(logits) {
+            *grad *= *score * (-*logit).fixed_sigmoid();
         }
     } else {
         let dot = sum_over_experts(grad.iter().zip(scores).map(|(grad, score)| *grad * *score));

@@ -1,0 +1,158 @@
+//! The layer of a case: its configuration and parameters, on the host, in the library's terms.
+
+use super::report::SHARED_ACTIVATION;
+use super::routing::Router;
+use super::weights::{Experts, Names};
+use crate::fixture::{Case, Keys};
+use anyhow::{Result, ensure};
+use moe_core::{
+    Balance, BalanceLoss, MemoryPolicy, MoeConfig, MoeDevice, MoeLayer, Scalar, ScoreOrder, SharedExperts,
+    Sizes, StateTensor,
+};
+
+/// A layer as a file describes it.
+#[derive(Clone)]
+pub(crate) struct LayerSpec<T> {
+    /// the router with its parameters
+    pub(crate) router: Router<T>,
+    /// the routed experts
+    pub(crate) experts: Experts<T>,
+    /// the shared expert
+    pub(crate) shared: Option<Experts<T>>,
+    /// (1, width): the gate of the shared expert
+    pub(crate) shared_gate: Option<Vec<T>>,
+    /// scores multiply the experts' inputs
+    pub(crate) scores_first: bool,
+    /// auxiliary losses
+    pub(crate) balance: Balance,
+    /// tokens of a sequence, for the sequence-wise loss
+    pub(crate) sequence_length: Option<usize>,
+}
+
+impl<T: Scalar<Acc = f32>> LayerSpec<T> {
+    /// The layer of a case with `tokens` tokens.
+    ///
+    /// # Errors
+    /// Fixture errors, and [`Skip`](super::report::Skip) for what the library does not have.
+    pub(crate) fn of(case: &Case, keys: &Keys<'_>, tokens: usize) -> Result<Self> {
+        let router = Router::<T>::of(case, keys, tokens)?;
+        let experts = Experts::<T>::of(case, keys, "expert")?;
+        keys.agrees("dim", router.dims.width)?;
+        keys.agrees("hidden_dim", experts.hidden)?;
+        case.tensor("param.gate.weight")?.shaped(&[experts.experts, experts.width])?;
+        let hidden = keys.size_if_any("shared_hidden_dim")?.unwrap_or(0);
+        let gated = keys.flag("shared_gate")?;
+        let (mut shared, mut shared_gate) = (None, None);
+        if hidden > 0 {
+            if experts.names != Names::Separate {
+                return Err(SHARED_ACTIVATION.into());
+            }
+            shared = Some(Experts::shared(case, hidden, experts.width)?);
+        } else {
+            case.absent("param.shared.w1")?;
+        }
+        if gated && hidden > 0 {
+            shared_gate = Some(case.scalars("param.shared_gate.weight", &[1, experts.width])?);
+        } else {
+            case.absent("param.shared_gate.weight")?;
+        }
+        let coefficient = keys.number("aux_coeff", 0.0)? as f32;
+        let loss = |kind: fn(f32) -> BalanceLoss| (coefficient != 0.0).then(|| kind(coefficient));
+        let losses =
+            [("none", None), ("sequence", loss(BalanceLoss::Sequence)), ("batch", loss(BalanceLoss::Batch))];
+        let balance = Balance {
+            loss: keys.choice("aux", &losses)?,
+            z_loss: keys.number("z_coeff", 0.0)? as f32,
+            bias_rate: 0.0,
+        };
+        Ok(Self {
+            scores_first: keys.flag("score_before_experts")?,
+            sequence_length: keys.size_if_any("seq_len")?.or(keys.size_if_any("L")?),
+            router,
+            experts,
+            shared,
+            shared_gate,
+            balance,
+        })
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// If the library does not allow it.
+    pub(crate) fn config(&self, memory: MemoryPolicy) -> Result<MoeConfig> {
+        let mut config = MoeConfig::new(Sizes {
+            width: self.experts.width,
+            hidden: self.experts.hidden,
+            experts: self.experts.experts,
+            top_k: self.router.dims.top_k,
+        })?;
+        config.activation = self.experts.activation;
+        config.expert_bias = self.experts.b13.is_some();
+        config.rule = self.router.dims.rule;
+        config.gate_bias = self.router.gate_bias.is_some();
+        config.selection_bias = self.router.expert_bias.is_some();
+        if self.scores_first {
+            config.score_order = ScoreOrder::BeforeExperts;
+        }
+        config.shared = self
+            .shared
+            .as_ref()
+            .map(|shared| SharedExperts { hidden: shared.hidden, gated: self.shared_gate.is_some() });
+        config.balance = self.balance;
+        config.memory = memory;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The layer on a device.
+    ///
+    /// # Errors
+    /// The library's.
+    pub(crate) fn load<D: MoeDevice<T>>(&self, device: &D, config: &MoeConfig) -> Result<MoeLayer<D, T>> {
+        let shared = self.shared.as_ref();
+        let weights: [Option<&[T]>; moe_core::TENSORS] = [
+            Some(&self.router.gate),
+            self.router.gate_bias.as_deref(),
+            Some(&self.experts.w13),
+            self.experts.b13.as_deref(),
+            Some(&self.experts.w2),
+            self.experts.b2.as_deref(),
+            shared.map(|shared| &shared.w13[..]),
+            shared.map(|shared| &shared.w2[..]),
+            self.shared_gate.as_deref(),
+        ];
+        let mut state = Vec::new();
+        for (spec, values) in config.tensors().iter().zip(weights) {
+            if let (Some(spec), Some(values)) = (spec, values) {
+                state.push(tensor(spec.name, spec.shape(), values));
+            }
+        }
+        if let Some(bias) = &self.router.expert_bias {
+            state.push(tensor("selection_bias", &[bias.len()], bias));
+        }
+        Ok(MoeLayer::from_state(device, config, state)?)
+    }
+
+    /// Lengths of the sequences of `tokens` tokens, if a loss asks for them.
+    ///
+    /// # Errors
+    /// If they do not divide the tokens.
+    pub(crate) fn sequences(&self, tokens: usize) -> Result<Vec<usize>> {
+        let Some(BalanceLoss::Sequence(_)) = self.balance.loss else {
+            return Ok(Vec::new());
+        };
+        let length = self.sequence_length.unwrap_or(tokens);
+        ensure!(length > 0 && tokens % length == 0, "{tokens} tokens are no sequences of {length}");
+        Ok(vec![length; tokens / length])
+    }
+}
+
+fn tensor<E: moe_core::Elem>(name: &str, shape: &[usize], values: &[E]) -> StateTensor {
+    StateTensor {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        dtype: E::DTYPE,
+        bytes: bytemuck::cast_slice(values).to_vec(),
+    }
+}

@@ -1,0 +1,98 @@
+//! The program `verify`: runs the library on reference data and compares.
+//!
+//! Every group of fixtures has a file of its own here, which runs the ops, or the layer, on the device that was asked for.
+//! docs/verify.md describes the program.
+
+mod aux;
+mod check;
+mod dispatch;
+mod experts;
+mod gradient;
+mod grouped;
+mod layer;
+mod layer_run;
+mod layer_spec;
+mod moving;
+mod padding;
+mod report;
+mod rig;
+mod router;
+mod routing;
+mod weights;
+
+pub use report::{Difference, Line, Outcome, Skip, Summary};
+
+use crate::device::AnyDevice;
+use crate::fixture::{Case, Entry, FixtureError, walk};
+use anyhow::Result;
+use check::Check;
+use half::{bf16, f16};
+use moe_core::{DType, Scalar};
+use rig::Rig;
+use std::path::Path;
+
+/// Verifies all fixtures below `folder` on `device`, and hands each line to `report`.
+///
+/// # Errors
+/// If the folder cannot be read. What is wrong with a file is a line.
+pub fn verify<D: AnyDevice>(
+    device: &D,
+    folder: &Path,
+    mut report: impl FnMut(&Line),
+) -> Result<Summary, FixtureError> {
+    let mut summary = Summary::default();
+    for entry in walk(folder)? {
+        let line = match entry {
+            Entry::Checkpoint(path) => {
+                Line { name: shown(&path, folder), outcome: Outcome::Skipped(report::CHECKPOINT) }
+            }
+            Entry::File(path) => match Case::read(&path) {
+                Ok(case) => Line { outcome: verify_case(device, &case), name: case.name },
+                Err(error) => {
+                    Line { name: shown(&path, folder), outcome: Outcome::Failed(error.to_string()) }
+                }
+            },
+        };
+        summary.add(&line);
+        report(&line);
+    }
+    Ok(summary)
+}
+
+/// Verifies one case.
+pub fn verify_case<D: AnyDevice>(device: &D, case: &Case) -> Outcome {
+    let outcome = match case.dtype() {
+        Ok(DType::Bf16) => compared::<bf16, D>(device, case),
+        Ok(DType::F16) => compared::<f16, D>(device, case),
+        Ok(_) => compared::<f32, D>(device, case),
+        Err(error) => Err(error.into()),
+    };
+    outcome.unwrap_or_else(|error| match error.downcast_ref() {
+        Some(skip) => Outcome::Skipped(*skip),
+        None => Outcome::Failed(format!("{error:#}")),
+    })
+}
+
+fn compared<T: Scalar<Acc = f32>, D: AnyDevice + moe_core::MoeDevice<T>>(
+    device: &D,
+    case: &Case,
+) -> Result<Outcome> {
+    let mut check = Check::new(case, case.tolerances()?);
+    let rig = Rig::new(device)?;
+    match case.group.as_str() {
+        "router" => router::check::<T, D>(&rig, &mut check)?,
+        "dispatch" => dispatch::check::<T, D>(&rig, &mut check)?,
+        "experts" => experts::check::<T, D>(&rig, &mut check)?,
+        "layer" => layer::check::<T, D>(&rig, &mut check)?,
+        "aux" => aux::check::<D>(&rig, &mut check)?,
+        group => anyhow::bail!("the group `{group}` is not known"),
+    }
+    Ok(check.finish())
+}
+
+/// A path as the report names it: below the folder that was asked for, without its extension.
+fn shown(path: &Path, folder: &Path) -> String {
+    let below = path.strip_prefix(folder).unwrap_or(path);
+    let name = below.with_extension("").display().to_string();
+    if name.is_empty() { path.display().to_string() } else { name }
+}

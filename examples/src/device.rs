@@ -3,6 +3,7 @@
 use anyhow::Result;
 use half::{bf16, f16};
 use moe_core::{Host, MoeDevice};
+use moe_cpu::Cpu;
 
 /// A device that runs the layer in every storage type that the programs use.
 pub trait AnyDevice: MoeDevice<f32> + MoeDevice<bf16> + MoeDevice<f16> {}
@@ -21,8 +22,10 @@ pub trait DeviceTask {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceName {
     /// the reference: every op by its definition, on one thread
-    #[default]
     Host,
+    /// this machine's processor: threads, and the widest vector unit there is
+    #[default]
+    Cpu,
 }
 
 impl DeviceName {
@@ -30,6 +33,7 @@ impl DeviceName {
     pub fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
+            Self::Cpu => "cpu",
         }
     }
 
@@ -45,9 +49,10 @@ impl DeviceName {
     ///
     /// # Errors
     /// If the device cannot be opened.
-    pub fn open_with<W: DeviceTask>(self, _threads: usize, task: W) -> Result<W::Output> {
+    pub fn open_with<W: DeviceTask>(self, threads: usize, task: W) -> Result<W::Output> {
         match self {
             Self::Host => Ok(task.run(Host)),
+            Self::Cpu => Ok(task.run(Cpu::with_threads(threads)?)),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What the example programs share.
 
+pub mod bench;
 pub mod dense;
 pub mod device;
 pub mod entropy;
+pub mod fixture;
 pub mod model;
 pub mod real;
 pub mod rng;
 pub mod text;
 pub mod train;
+pub mod verify;

@@ -1,0 +1,51 @@
+//! Gather: blocks of rows, copied.
+
+use super::ready;
+use crate::device::Cpu;
+use crate::error::CpuError;
+use crate::gemm::{Float, Shared, share};
+use moe_core::ops::{Gather, GatherArgs, GatherDims};
+use moe_core::{Device, Kernel, Op, Out, Path, check_index, check_offsets, within};
+
+/// Rows of a task.
+const ROWS: usize = 64;
+
+impl<T: Float> Kernel<Gather<T>> for Cpu {
+    fn launch(
+        &self,
+        (): &(),
+        dims: &GatherDims,
+        args: GatherArgs<'_, Self, T>,
+        scratch: Out<'_, Self, u8>,
+    ) -> Result<Path, CpuError> {
+        ready::<Gather<T>>(self, dims, &args, scratch.len())?;
+        let GatherDims { sources, fan, rows, width, groups, pitch } = *dims;
+        let (source, index, offsets) = (args.source.host(), args.index.host(), args.offsets.host());
+        check_offsets(Gather::<T>::ID, offsets, rows)?;
+        let used = offsets[groups] as usize;
+        check_index(Gather::<T>::ID, "index", &index[..used], sources.saturating_mul(fan))?;
+        if pitch > 0 {
+            for bounds in offsets.windows(2) {
+                within(Gather::<T>::ID, "rows of a group", 0, pitch, (bounds[1] - bounds[0]) as usize)?;
+            }
+        }
+        // The group of a row is the last one that begins at or before it.
+        let group = |row: usize| offsets.partition_point(|first| *first as usize <= row) - 1;
+        let out = Shared::new(args.out.host());
+        self.enter(|| {
+            share(self.threads(), used.div_ceil(ROWS), &mut [], 0, |queue, _| {
+                for row in queue.flat_map(|task| task * ROWS..used.min((task + 1) * ROWS)) {
+                    let place = match pitch {
+                        0 => row,
+                        _ => group(row) * pitch + row - offsets[group(row)] as usize,
+                    };
+                    let from = index[row] as usize / fan;
+                    // SAFETY: each row has a place of its own, since no group is longer than the pitch.
+                    let place = unsafe { out.part(place * width..(place + 1) * width) };
+                    place.copy_from_slice(&source[from * width..][..width]);
+                }
+            });
+        });
+        Ok(Path(if pitch > 0 { "pitched" } else { "packed" }))
+    }
+}

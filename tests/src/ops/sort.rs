@@ -64,7 +64,7 @@ fn weights<A: Accum>(random: &mut Random, slots: usize, nth: usize) -> Vec<A> {
     let odd = [f64::NAN, 0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY];
     (0..slots)
         .map(|_| match random.below(12) {
-            pick @ 0..5 if nth % 2 == 0 => A::of(odd[pick]),
+            pick @ 0..5 if nth.is_multiple_of(2) => A::of(odd[pick]),
             _ => A::of(random.below(6) as f64 / 8.0),
         })
         .collect()

@@ -1,0 +1,4 @@
+//! The conformance suite on the devices of this repository.
+
+mod host;
+mod suite;

@@ -1,0 +1,89 @@
+//! A grouped product from its tasks to its last column: what the four expert products share.
+
+use super::float::Float;
+use super::isa::{Isa, Unit};
+use super::panel::Weights;
+use super::product::{MAX_COLUMNS, Product, Space};
+use super::scratch::{SLACK, Scratch};
+use super::tasks::{Grid, Task, share};
+use crate::device::Cpu;
+use moe_core::Path;
+
+/// Who works: a vector unit on each of some threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crew {
+    pub(crate) unit: Unit,
+    pub(crate) threads: usize,
+}
+
+/// Tasks wanted for each thread, so that the last ones to finish are not far apart.
+const TASKS_PER_THREAD: usize = 4;
+/// A task's columns are a multiple of this, whatever the number of threads, so that sums over
+/// columns can be made of the same pieces always.
+pub(crate) const CHUNK: usize = 64;
+
+impl Crew {
+    /// All threads of `cpu`.
+    pub(crate) fn of(cpu: &Cpu) -> Self {
+        Self { unit: cpu.unit(), threads: cpu.threads() }
+    }
+
+    /// Bytes of scratch that [`grouped`](Crew::grouped) needs, with `extra` bytes for each thread's own use.
+    pub(crate) fn bytes<T: Float>(&self, extra: usize) -> usize {
+        self.threads * self.each::<T>(extra)
+    }
+
+    fn each<T: Float>(&self, extra: usize) -> usize {
+        Space::<T>::bytes(self.unit) + extra + SLACK
+    }
+
+    /// Multiplies all groups. `columns` is the width of one part; with two parts the second begins `columns` further right.
+    /// `finish` gets each task with its sums, and `extra` bytes.
+    pub(crate) fn grouped<T: Float>(
+        &self,
+        product: &Product<'_, T>,
+        offsets: &[u32],
+        (parts, columns): (usize, usize),
+        (scratch, extra): (&mut [u8], usize),
+        finish: impl Fn(&Task, &mut Space<'_, T>, Scratch<'_>) + Sync,
+    ) {
+        let mut grid = Grid { offsets, columns, width: MAX_COLUMNS / parts };
+        while grid.width > CHUNK && grid.total() < TASKS_PER_THREAD * self.threads {
+            grid.width /= 2;
+        }
+        share(self.threads, grid.total(), scratch, self.each::<T>(extra), |queue, scratch| {
+            let mut scratch = Scratch::new(scratch);
+            let mut space = Space::new(self.unit, &mut scratch);
+            for task in grid.select(queue) {
+                let second =
+                    if parts == 2 { columns + task.columns.start..columns + task.columns.end } else { 0..0 };
+                product.run(task.group, task.rows.clone(), [task.columns.clone(), second], &mut space);
+                finish(&task, &mut space, scratch.again());
+            }
+        });
+    }
+}
+
+/// Which way a product took.
+pub(crate) fn path<T: Float>(unit: Unit, weights: &Weights<'_, T>) -> Path {
+    let packed = matches!(weights, Weights::Packed(_));
+    Path(match (unit.isa(), packed) {
+        (Isa::Avx512 { bf16: true }, true) if T::STEP == 2 => "packed avx512bf16",
+        (Isa::Avx512 { bf16: true }, false) if T::STEP == 2 => "plain avx512bf16",
+        (Isa::Avx512 { .. }, true) => "packed avx512",
+        (Isa::Avx512 { .. }, false) => "plain avx512",
+        (Isa::Avx2Fma, true) => "packed avx2",
+        (Isa::Avx2Fma, false) => "plain avx2",
+        (Isa::Portable, true) => "packed portable",
+        (Isa::Portable, false) => "plain portable",
+    })
+}
+
+/// Which way a sum of outer products took.
+pub(crate) fn outer_path(unit: Unit) -> Path {
+    Path(match unit.isa() {
+        Isa::Avx512 { .. } => "outer avx512",
+        Isa::Avx2Fma => "outer avx2",
+        Isa::Portable => "outer portable",
+    })
+}

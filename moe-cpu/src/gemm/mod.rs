@@ -1,0 +1,60 @@
+//! Grouped matrix products: the inner part of every expert op.
+//!
+//! ```text
+//! Isa      which vector unit                 Simd     what kernels ask of it
+//! Rows     the left operand, by index        Weights  the right operand, in panels or plain
+//! Tiles    rows times a panel, in registers  Product  one task's sums
+//! Grid     tasks of a grouped product        share    tasks to threads
+//! ```
+//!
+//! Each element of a product is one chain of fused multiply-adds over k in order, from +0, in f32. Its bits depend neither
+//! on other rows, nor on the task that it falls into, nor on the number of threads; they may differ between units.
+
+mod act;
+mod dense;
+mod fill;
+mod float;
+mod formula;
+mod grouped;
+mod isa;
+mod left;
+mod math;
+mod outer;
+mod packing;
+mod panel;
+mod portable;
+mod product;
+mod rows;
+mod scratch;
+mod shared;
+mod simd;
+mod store;
+mod tasks;
+mod tile;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(test)]
+mod tests;
+
+pub use float::Float;
+pub use isa::Isa;
+
+pub(crate) use act::{apply, gradient};
+pub(crate) use grouped::{CHUNK, Crew, outer_path, path};
+pub(crate) use isa::{Job, Unit};
+pub(crate) use left::Rows;
+pub(crate) use outer::{Factors, Outer, OuterSpace};
+pub(crate) use packing::{form, pack_all, packed_len, weights};
+pub(crate) use panel::{Size, Weights};
+pub(crate) use portable::Portable;
+pub(crate) use product::{MAX_COLUMNS, Product, Space};
+pub(crate) use rows::{dot, narrow, round, scale, widen};
+pub(crate) use scratch::{SLACK, Scratch, bytes};
+pub(crate) use shared::Shared;
+pub(crate) use simd::Simd;
+pub(crate) use store::Store;
+pub(crate) use tasks::{MAX_ROWS, Task, share};

@@ -1,0 +1,107 @@
+//! The product of one task: some rows of a group times some of its columns, into sums in scratch memory.
+
+use super::float::Float;
+use super::isa::Unit;
+use super::left::Rows;
+use super::panel::{Size, Weights};
+use super::scratch::{Scratch, bytes};
+use super::tasks::MAX_ROWS;
+use super::tile::{BLOCK, Layout, Tiles};
+use core::ops::Range;
+
+/// Most columns of a task, all parts together.
+pub(crate) const MAX_COLUMNS: usize = 256;
+/// Most runs of columns in a task: the gate half and the up half.
+const PARTS: usize = 2;
+
+/// What is multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a, T> {
+    pub(crate) unit: Unit,
+    pub(crate) left: Rows<'a, T>,
+    pub(crate) weights: Weights<'a, T>,
+    pub(crate) size: Size,
+}
+
+/// A worker's scratch memory, and the sums that [`Product::run`] leaves in it.
+pub(crate) struct Space<'a, T> {
+    left: &'a mut [f32],
+    panel: &'a mut [T],
+    sums: &'a mut [f32],
+    /// columns of whole panels
+    pitch: usize,
+    /// where the second part's panels begin
+    split: usize,
+    /// each part's columns, counted from its first panel
+    parts: [Range<usize>; PARTS],
+}
+
+/// Columns of sums that tasks of [`MAX_COLUMNS`] columns need: each part may begin and end inside a panel.
+fn most_columns(unit: Unit) -> usize {
+    MAX_COLUMNS + PARTS * 2 * unit.cols()
+}
+
+impl<'a, T: Float> Space<'a, T> {
+    /// Bytes that [`new`](Space::new) takes.
+    pub(crate) fn bytes(unit: Unit) -> usize {
+        bytes::<f32>(MAX_ROWS * BLOCK)
+            + bytes::<T>(BLOCK * unit.cols() + T::BEHIND)
+            + bytes::<f32>(MAX_ROWS * most_columns(unit))
+    }
+
+    /// Takes its memory from `scratch`.
+    pub(crate) fn new(unit: Unit, scratch: &mut Scratch<'a>) -> Self {
+        Self {
+            left: scratch.take(MAX_ROWS * BLOCK),
+            panel: scratch.take(BLOCK * unit.cols() + T::BEHIND),
+            sums: scratch.take(MAX_ROWS * most_columns(unit)),
+            pitch: 0,
+            split: 0,
+            parts: [0..0, 0..0],
+        }
+    }
+
+    /// The sums of row `row` of the task, a slice for each part.
+    pub(crate) fn row(&mut self, row: usize) -> [&mut [f32]; PARTS] {
+        let (first, second) = self.sums[row * self.pitch..][..self.pitch].split_at_mut(self.split);
+        [&mut first[self.parts[0].clone()], &mut second[self.parts[1].clone()]]
+    }
+}
+
+impl<T: Float> Product<'_, T> {
+    /// Multiplies `rows` with the columns of `parts` of group `group`. The sums are found in `space`.
+    pub(crate) fn run(
+        &self,
+        group: usize,
+        rows: Range<usize>,
+        parts: [Range<usize>; PARTS],
+        space: &mut Space<'_, T>,
+    ) {
+        let (unit, size, cols) = (self.unit, self.size, self.unit.cols());
+        let panels = parts
+            .clone()
+            .map(|part| if part.is_empty() { 0..0 } else { part.start / cols..part.end.div_ceil(cols) });
+        space.split = panels[0].len() * cols;
+        space.pitch = space.split + panels[1].len() * cols;
+        for ((place, part), panels) in space.parts.iter_mut().zip(parts).zip(&panels) {
+            *place = part.start - panels.start * cols..part.end - panels.start * cols;
+        }
+        for block in 0..size.k.div_ceil(BLOCK).max(1) {
+            let depth = block * BLOCK..size.k.min((block + 1) * BLOCK);
+            self.left.gather(unit, rows.clone(), depth.clone(), space.left);
+            for (at, panel) in panels.iter().cloned().flatten().enumerate() {
+                unit.run(Tiles {
+                    left: space.left,
+                    layout: Layout::Rows,
+                    rows: rows.len(),
+                    panel: self.weights.panel(unit, size, (group, panel), depth.clone(), space.panel),
+                    steps: depth.len().div_ceil(T::STEP),
+                    sums: &mut space.sums[at * cols..],
+                    pitch: space.pitch,
+                    first: block == 0,
+                    ahead: self.weights.ahead(unit, size, (group, panel), depth.clone()),
+                });
+            }
+        }
+    }
+}

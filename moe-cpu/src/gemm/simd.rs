@@ -1,0 +1,97 @@
+//! What the kernels ask of a vector unit.
+//!
+//! Kernels and activations are written once over [`Simd`] and compiled once per unit. A value of an implementing type is
+//! a proof that the processor has the unit: only [`Isa::run`](super::Isa::run) makes one, after it was found at run
+//! time. Everything here is `#[inline(always)]` because a function takes on the processor features of the function
+//! that it is inlined into.
+
+use half::{bf16, f16};
+
+/// Rows and columns that [`Simd::turn`] turns at once.
+pub(crate) const SQUARE: usize = 8;
+
+/// A vector unit that works on `LANES` f32 values at a time.
+///
+/// Comparisons follow x86: `min`, `max` and `select_lt` give their last argument where one of the compared is NaN.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// f32 values in a vector.
+    const LANES: usize;
+    /// Columns of a packed panel: two vectors.
+    const COLS: usize = 2 * Self::LANES;
+    /// Most rows of a tile, so that `2 * ROWS` sums and the operands of one step fit the registers.
+    const ROWS: usize;
+    /// Whether [`dot_bf16`](Simd::dot_bf16) multiplies bf16 pairs without widening them.
+    const DOT: bool = false;
+    /// Whether [`fma`](Simd::fma) rounds once.
+    const FUSED: bool = true;
+    /// A vector.
+    type V: Copy;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `yes` where `a < b`, else `no`.
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// `value * 2^n` for integers `n` in -252..=254, rounded once.
+    fn scale(self, value: Self::V, n: Self::V) -> Self::V;
+
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load(self, at: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be written.
+    unsafe fn store(self, value: Self::V, at: *mut f32);
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load_bf16(self, at: *const bf16) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be written.
+    unsafe fn store_bf16(self, value: Self::V, at: *mut bf16);
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load_f16(self, at: *const f16) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be written.
+    unsafe fn store_f16(self, value: Self::V, at: *mut f16);
+    /// The even elements of `LANES` pairs.
+    ///
+    /// # Safety
+    /// `2 * LANES` elements can be read.
+    unsafe fn load_even(self, at: *const bf16) -> Self::V;
+    /// The odd elements of `LANES` pairs.
+    ///
+    /// # Safety
+    /// `2 * LANES + 1` elements can be read.
+    unsafe fn load_odd(self, at: *const bf16) -> Self::V;
+    /// `sum + a.0 * b.0 + a.1 * b.1` for vectors whose lanes hold the bits of bf16 pairs.
+    fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let _ = (a, b);
+        sum
+    }
+    /// Asks for the cache line at `at` to be brought to the second-level cache. Any address will do.
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
+    /// Copies a square of [`SQUARE`] times `SQUARE` elements of 32 bits so that rows become columns. Rows are `from_pitch` and
+    /// `to_pitch` bytes apart, and need not be aligned.
+    ///
+    /// # Safety
+    /// `SQUARE` elements of `SQUARE` rows can be read at `from` and written at `to`.
+    unsafe fn turn(self, from: *const u8, from_pitch: usize, to: *mut u8, to_pitch: usize) {
+        for row in 0..SQUARE {
+            for column in 0..SQUARE {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let value = from.add(row * from_pitch + column * 4).cast::<u32>().read_unaligned();
+                    to.add(column * to_pitch + row * 4).cast::<u32>().write_unaligned(value);
+                }
+            }
+        }
+    }
+}

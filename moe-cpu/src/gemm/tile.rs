@@ -1,0 +1,149 @@
+//! The innermost product: rows of the left operand times one packed panel, over one block of k.
+//!
+//! A tile of up to `ROWS` rows and `COLS` columns is summed in registers, each element by its own chain of fused
+//! products in the order of k. A chain that was begun in an earlier block of k is loaded and goes on. So the bits of
+//! an element depend neither on the tile's height nor on its place in it.
+
+use super::float::Float;
+use super::isa::Job;
+use super::simd::Simd;
+
+/// k's in a block. 256 columns of a panel fill half of a first-level cache of 32 KiB.
+pub(crate) const BLOCK: usize = 256;
+
+/// How a block of the left operand lies in scratch memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// row after row, [`BLOCK`] apart
+    Rows,
+    /// groups of `ROWS` rows, in each group k after k
+    Columns,
+}
+
+/// A block of the left operand times a panel.
+pub(crate) struct Tiles<'a, T> {
+    /// The left block in f32, or in pairs where [`slots`](super::float::Lanes::slots) says so.
+    pub(crate) left: &'a [f32],
+    pub(crate) layout: Layout,
+    pub(crate) rows: usize,
+    /// `steps` times `STEP * COLS` elements, and `BEHIND` more.
+    pub(crate) panel: &'a [T],
+    pub(crate) steps: usize,
+    /// `rows` rows, `pitch` apart; the panel's columns come first.
+    pub(crate) sums: &'a mut [f32],
+    pub(crate) pitch: usize,
+    /// The sums start at 0 instead of what is there.
+    pub(crate) first: bool,
+    /// Memory to bring near while this runs.
+    pub(crate) ahead: &'a [T],
+}
+
+/// The pointers of one tile.
+struct Tile<T> {
+    left: *const f32,
+    panel: *const T,
+    steps: usize,
+    sums: *mut f32,
+    pitch: usize,
+    first: bool,
+    ahead: *const u8,
+    ahead_step: usize,
+}
+
+impl<T: Float> Job for Tiles<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { left, layout, rows, panel, steps, sums, pitch, first, ahead } = self;
+        if rows == 0 {
+            return;
+        }
+        let count = rows.div_ceil(S::ROWS);
+        assert!(steps * T::slots::<S>() <= BLOCK && panel.len() >= steps * T::STEP * S::COLS + T::BEHIND);
+        assert!(pitch >= S::COLS && sums.len() >= (rows - 1) * pitch + S::COLS);
+        match layout {
+            Layout::Rows => assert!(left.len() >= rows * BLOCK),
+            Layout::Columns => assert!(left.len() >= count * S::ROWS * BLOCK),
+        }
+        let ahead_step = size_of_val(ahead).div_ceil((count * steps).max(1));
+        for at in 0..count {
+            // Tiles of equal height leave none too low to keep the multipliers busy.
+            let (start, end) = match layout {
+                Layout::Rows => (rows * at / count, rows * (at + 1) / count),
+                Layout::Columns => (at * S::ROWS, rows.min((at + 1) * S::ROWS)),
+            };
+            // SAFETY: `start` is less than `rows`, so these lie in the slices, by the assertions.
+            let (left, sums) =
+                unsafe { (left.as_ptr().add(start * BLOCK), sums.as_mut_ptr().add(start * pitch)) };
+            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * steps * ahead_step);
+            let tile = Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, ahead, ahead_step };
+            // SAFETY: by the assertions, `end - start` rows of the left block and of the sums, and `steps` steps of
+            // the panel and `BEHIND` elements, lie in their slices.
+            unsafe { of_height(s, end - start, layout, tile) };
+        }
+    }
+}
+
+/// Chooses the code for a tile's height and layout, so that both are constants in it.
+///
+/// # Safety
+/// As [`multiply`], with `height` for `M`; `height` is at most `ROWS`.
+#[inline(always)]
+unsafe fn of_height<S: Simd, T: Float>(s: S, height: usize, layout: Layout, tile: Tile<T>) {
+    macro_rules! heights {
+        ($($height:literal)*) => {
+            match (height, layout) {
+                $(
+                    // SAFETY: the caller's promise, and the height matches.
+                    ($height, Layout::Rows) if $height <= S::ROWS => unsafe {
+                        multiply::<S, T, $height, false>(s, tile)
+                    },
+                    // SAFETY: as above.
+                    ($height, Layout::Columns) if $height <= S::ROWS => unsafe {
+                        multiply::<S, T, $height, true>(s, tile)
+                    },
+                )*
+                _ => {}
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+/// Sums one tile of `M` rows.
+///
+/// # Safety
+/// `steps` steps of `M` rows on the left and of the panel can be read, and `M` rows of `COLS` sums, `pitch` apart,
+/// read and written.
+#[inline(always)]
+unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S, tile: Tile<T>) {
+    let (stride, across) = if COLUMNS { (1, S::ROWS) } else { (BLOCK, 1) };
+    let mut sums = [[s.splat(0.0); 2]; M];
+    if !tile.first {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let at = tile.sums.add(row * tile.pitch);
+                *sums = [s.load(at), s.load(at.add(S::LANES))];
+            }
+        }
+    }
+    let (mut left, mut panel, mut ahead) = (tile.left, tile.panel, tile.ahead);
+    for _ in 0..tile.steps {
+        s.prefetch(ahead);
+        // SAFETY: the caller's promise.
+        unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };
+        left = left.wrapping_add(T::slots::<S>() * across);
+        panel = panel.wrapping_add(T::STEP * S::COLS);
+        ahead = ahead.wrapping_add(tile.ahead_step);
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = tile.sums.add(row * tile.pitch);
+            s.store(sums[0], at);
+            s.store(sums[1], at.add(S::LANES));
+        }
+    }
+}

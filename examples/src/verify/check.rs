@@ -1,7 +1,7 @@
 //! Check: the comparison of one case's results with its file, tensor by tensor.
 //!
 //! It remembers what was compared. At the end every reference tensor of the file must have been compared, or be one that
-//! [`uncompared`](Check::uncompared) names: a file cannot hold a result that goes unnoticed.
+//! [`uncompared_if_any`](Check::uncompared_if_any) names: a file cannot hold a result that goes unnoticed.
 
 use super::report::{Difference, Outcome};
 use crate::fixture::{Case, FixtureError, Metric, Tolerances};
@@ -97,8 +97,8 @@ impl<'a> Check<'a> {
         self.exact(name, &got)
     }
 
-    /// Says that no op returns the tensor `name`; docs/verify.md lists why.
-    pub(crate) fn uncompared(&mut self, name: &str) {
+    /// Says that nothing the library returns is the tensor `name`, if the file has it; docs/verify.md lists why.
+    pub(crate) fn uncompared_if_any(&mut self, name: &str) {
         self.done.insert(name.to_owned());
     }
 

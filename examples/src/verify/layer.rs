@@ -1,11 +1,11 @@
 //! The group `layer`: a whole layer through the runner, forward and back, under both memory policies.
 
 use super::check::Check;
-use super::experts::WeightGradients;
 use super::layer_run::{Call, LayerRun, run_layer};
-use super::layer_spec::LayerSpec;
+use super::layer_spec::{LayerSpec, named};
 use super::rig::Rig;
-use anyhow::{Context, Result};
+use super::routing::PARAM;
+use anyhow::Result;
 use moe_core::{MemoryPolicy, MoeDevice, Scalar};
 
 /// Compares one case.
@@ -18,7 +18,7 @@ pub(crate) fn check<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
 ) -> Result<()> {
     let (case, keys) = (check.case, check.case.keys());
     let [tokens, _] = case.dims("in.x")?;
-    let spec = LayerSpec::<T>::of(case, &keys, tokens)?;
+    let spec = LayerSpec::<T>::of(case, &keys, PARAM, tokens)?;
     keys.get("dtype");
     let (sequences, length) = (keys.size_if_any("B")?, keys.size_if_any("L")?);
     if let (Some(sequences), Some(length)) = (sequences, length) {
@@ -42,7 +42,7 @@ pub(crate) fn compare_whole<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     let shape = [tokens, spec.experts.width];
     let (x, dout) = (case.scalars::<T>("in.x", &shape)?, case.scalars::<T>("in.g", &shape)?);
     let sequences = spec.sequences(tokens)?;
-    let call = Call { x: &x, dout: &dout, sequences: &sequences };
+    let call = Call { x: &x, dout: &dout, sequences: &sequences, first_token: 0 };
     for memory in [MemoryPolicy::Keep, MemoryPolicy::Recompute] {
         let run = run_layer(rig.device(), spec, memory, &call)?;
         compare_outputs(check, &run)?;
@@ -78,26 +78,8 @@ fn compare_gradients<T: Scalar<Acc = f32>>(
     run: &LayerRun<T>,
 ) -> Result<()> {
     check.close("grad.x", &run.dx)?;
-    let [gate, gate_bias, w13, b13, w2, b2, shared_w13, shared_w2, shared_gate] = &run.gradients;
-    check.close("grad.gate.weight", gate.as_ref().context(MISSING)?)?;
-    if let Some(gate_bias) = gate_bias {
-        check.close("grad.gate.bias", gate_bias)?;
-    }
-    let routed = WeightGradients {
-        w13: w13.as_ref().context(MISSING)?,
-        b13: b13.as_deref(),
-        w2: w2.as_ref().context(MISSING)?,
-        b2: b2.as_deref(),
-    };
-    routed.compare(check, "grad.", &spec.experts)?;
-    if let (Some(shared), Some(w13), Some(w2)) = (&spec.shared, shared_w13, shared_w2) {
-        let gradients = WeightGradients { w13, b13: None, w2, b2: None };
-        gradients.compare(check, "grad.shared.", shared)?;
-    }
-    if let Some(shared_gate) = shared_gate {
-        check.close("grad.shared_gate.weight", shared_gate)?;
+    for (name, values) in named(spec, &run.gradients)? {
+        check.close(&format!("grad.{name}"), &values)?;
     }
     Ok(())
 }
-
-const MISSING: &str = "the layer has no gradient for one of its weights";

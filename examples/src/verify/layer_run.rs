@@ -1,6 +1,6 @@
 //! One step of a layer: all that comes out of it, back on the host.
 
-use super::layer_spec::LayerSpec;
+use super::layer_spec::{LayerSpec, TensorList};
 use anyhow::{Result, ensure};
 use moe_core::ndarray::ArrayView2;
 use moe_core::ops::Stamp;
@@ -16,6 +16,8 @@ pub(crate) struct Call<'a, T> {
     pub(crate) dout: &'a [T],
     /// lengths of sequences, empty for one
     pub(crate) sequences: &'a [usize],
+    /// the step's number of the first token
+    pub(crate) first_token: usize,
 }
 
 /// What a training step gives, and the inference output.
@@ -37,7 +39,7 @@ pub(crate) struct LayerRun<T> {
     /// (tokens, width)
     pub(crate) dx: Vec<T>,
     /// gradients in the order of `MoeConfig::tensors`
-    pub(crate) gradients: [Option<Vec<f32>>; moe_core::TENSORS],
+    pub(crate) gradients: TensorList,
     /// the load-balancing loss
     pub(crate) balance_loss: f32,
     /// the z-loss
@@ -60,7 +62,8 @@ pub(crate) fn run_layer<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     let tokens = call.x.len() / width;
     let sequences = call.sequences.len().max(1);
     let mut runner = Runner::with_limits(device, &config, Limits { tokens, sequences, training: true })?;
-    runner.set_batch(&Batch { sequences: call.sequences, stamp: Stamp::default(), ..Batch::default() })?;
+    let stamp = Stamp { first_token: call.first_token as u64, ..Stamp::default() };
+    runner.set_batch(&Batch { sequences: call.sequences, stamp, ..Batch::default() })?;
     let x = runner.upload(ArrayView2::from_shape((tokens, width), call.x)?)?;
     let dout = runner.upload(ArrayView2::from_shape((tokens, width), call.dout)?)?;
     let (mut saved, mut grads) = (runner.saved(&config)?, layer.grads()?);
@@ -113,6 +116,39 @@ fn shared_alone<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     runner.adopt(layer, x, &nowhere, &vec![0.0; slots], saved)?;
     runner.experts(layer, x, saved, y)?;
     flat(runner, y)
+}
+
+/// What the shared experts add to a step.
+pub(crate) struct SharedRun<T> {
+    /// (tokens, width)
+    pub(crate) y: Vec<T>,
+    /// (tokens, width)
+    pub(crate) dx: Vec<T>,
+    /// in the order of `MoeConfig::tensors`; only those of shared experts say something
+    pub(crate) gradients: TensorList,
+}
+
+/// Runs the shared experts of a layer alone, forward and back.
+///
+/// # Errors
+/// The library's.
+pub(crate) fn run_shared<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
+    device: &D,
+    spec: &LayerSpec<T>,
+    call: &Call<'_, T>,
+) -> Result<SharedRun<T>> {
+    let config = spec.config(MemoryPolicy::Keep)?;
+    let layer = spec.load(device, &config)?;
+    let shape = (call.x.len() / config.width, config.width);
+    let mut runner = Runner::new(device, &config, shape.0)?;
+    let x = runner.upload(ArrayView2::from_shape(shape, call.x)?)?;
+    let dout = runner.upload(ArrayView2::from_shape(shape, call.dout)?)?;
+    let (mut saved, mut grads) = (runner.saved(&config)?, layer.grads()?);
+    let (mut y, mut dx) = (runner.like(&x)?, runner.like(&x)?);
+    let y = shared_alone(&mut runner, &layer, &x, &mut saved, &mut y)?;
+    runner.experts_backward(&layer, &x, &mut saved, &dout, &mut dx, &mut grads)?;
+    let gradients = read_all(&mut runner, &grads.weights)?;
+    Ok(SharedRun { y, dx: flat(&runner, &dx)?, gradients })
 }
 
 /// A matrix on the host.

@@ -2,9 +2,9 @@
 
 use super::report::SHARED_ACTIVATION;
 use super::routing::Router;
-use super::weights::{Experts, Names};
+use super::weights::{Experts, Named, Names};
 use crate::fixture::{Case, Keys};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use moe_core::{
     Balance, BalanceLoss, MemoryPolicy, MoeConfig, MoeDevice, MoeLayer, Scalar, ScoreOrder, SharedExperts,
     Sizes, StateTensor,
@@ -30,16 +30,17 @@ pub(crate) struct LayerSpec<T> {
 }
 
 impl<T: Scalar<Acc = f32>> LayerSpec<T> {
-    /// The layer of a case with `tokens` tokens.
+    /// The layer of a case with `tokens` tokens. The names of its parameters start with `prefix`.
     ///
     /// # Errors
     /// Fixture errors, and [`Skip`](super::report::Skip) for what the library does not have.
-    pub(crate) fn of(case: &Case, keys: &Keys<'_>, tokens: usize) -> Result<Self> {
-        let router = Router::<T>::of(case, keys, tokens)?;
-        let experts = Experts::<T>::of(case, keys, "expert")?;
+    pub(crate) fn of(case: &Case, keys: &Keys<'_>, prefix: &str, tokens: usize) -> Result<Self> {
+        let router = Router::<T>::of(case, keys, prefix, tokens)?;
+        let experts = Experts::<T>::of(case, keys, prefix, "expert")?;
         keys.agrees("dim", router.dims.width)?;
         keys.agrees("hidden_dim", experts.hidden)?;
-        case.tensor("param.gate.weight")?.shaped(&[experts.experts, experts.width])?;
+        let name = |name: &str| format!("{prefix}{name}");
+        case.tensor(&name("gate.weight"))?.shaped(&[experts.experts, experts.width])?;
         let hidden = keys.size_if_any("shared_hidden_dim")?.unwrap_or(0);
         let gated = keys.flag("shared_gate")?;
         let (mut shared, mut shared_gate) = (None, None);
@@ -47,14 +48,14 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
             if experts.names != Names::Separate {
                 return Err(SHARED_ACTIVATION.into());
             }
-            shared = Some(Experts::shared(case, hidden, experts.width)?);
+            shared = Some(Experts::shared(case, prefix, hidden, experts.width)?);
         } else {
-            case.absent("param.shared.w1")?;
+            case.absent(&name("shared.w1"))?;
         }
         if gated && hidden > 0 {
-            shared_gate = Some(case.scalars("param.shared_gate.weight", &[1, experts.width])?);
+            shared_gate = Some(case.scalars(&name("shared_gate.weight"), &[1, experts.width])?);
         } else {
-            case.absent("param.shared_gate.weight")?;
+            case.absent(&name("shared_gate.weight"))?;
         }
         let coefficient = keys.number("aux_coeff", 0.0)? as f32;
         let loss = |kind: fn(f32) -> BalanceLoss| (coefficient != 0.0).then(|| kind(coefficient));
@@ -155,4 +156,28 @@ fn tensor<E: moe_core::Elem>(name: &str, shape: &[usize], values: &[E]) -> State
         dtype: E::DTYPE,
         bytes: bytemuck::cast_slice(values).to_vec(),
     }
+}
+
+/// A layer's tensors in the order of `MoeConfig::tensors`: weights or gradients.
+pub(crate) type TensorList = [Option<Vec<f32>>; moe_core::TENSORS];
+
+/// Weights or gradients of a layer, by the names and in the layouts that files have for them.
+///
+/// # Errors
+/// If one that every layer has is missing.
+pub(crate) fn named<T>(spec: &LayerSpec<T>, tensors: &TensorList) -> Result<Named> {
+    let [gate, gate_bias, w13, b13, w2, b2, shared_w13, shared_w2, shared_gate] = tensors;
+    let (Some(gate), Some(w13), Some(w2)) = (gate, w13, w2) else {
+        bail!("the layer has no gate, w13 or w2");
+    };
+    let names = spec.experts.names;
+    let mut all = names.tensors(&spec.experts, w13, b13.as_deref(), w2, b2.as_deref());
+    all.push(("gate.weight".to_owned(), gate.clone()));
+    all.extend(gate_bias.clone().map(|values| ("gate.bias".to_owned(), values)));
+    if let (Some(shared), Some(w13), Some(w2)) = (&spec.shared, shared_w13, shared_w2) {
+        let tensors = shared.names.tensors(shared, w13, None, w2, None);
+        all.extend(tensors.into_iter().map(|(name, values)| (format!("shared.{name}"), values)));
+    }
+    all.extend(shared_gate.clone().map(|values| ("shared_gate.weight".to_owned(), values)));
+    Ok(all)
 }

@@ -6,6 +6,7 @@
 mod aux;
 mod check;
 mod dispatch;
+mod dist;
 mod experts;
 mod gradient;
 mod grouped;
@@ -18,6 +19,7 @@ mod report;
 mod rig;
 mod router;
 mod routing;
+mod train;
 mod weights;
 
 pub use report::{Difference, Line, Outcome, Skip, Summary};
@@ -77,13 +79,17 @@ fn compared<T: Scalar<Acc = f32>, D: AnyDevice + moe_core::MoeDevice<T>>(
     device: &D,
     case: &Case,
 ) -> Result<Outcome> {
-    let mut check = Check::new(case, case.tolerances()?);
+    let training = case.group == "train";
+    let tolerances = if training { train::tolerances(case)? } else { case.tolerances()? };
+    let mut check = Check::new(case, tolerances);
     let rig = Rig::new(device)?;
     match case.group.as_str() {
         "router" => router::check::<T, D>(&rig, &mut check)?,
         "dispatch" => dispatch::check::<T, D>(&rig, &mut check)?,
         "experts" => experts::check::<T, D>(&rig, &mut check)?,
         "layer" => layer::check::<T, D>(&rig, &mut check)?,
+        "dist" => dist::check::<T, D>(&rig, &mut check)?,
+        "train" => train::check::<D>(&rig, &mut check)?,
         "aux" => aux::check::<D>(&rig, &mut check)?,
         group => anyhow::bail!("the group `{group}` is not known"),
     }

@@ -4,7 +4,7 @@ use super::check::Check;
 use super::gradient::{gate_gradients, logit_gradients};
 use super::moving::sort;
 use super::rig::Rig;
-use super::routing::Router;
+use super::routing::{PARAM, Router};
 use anyhow::Result;
 use moe_core::{MoeDevice, Scalar};
 
@@ -21,7 +21,7 @@ pub(crate) fn check<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     keys.agrees("T", tokens)?;
     keys.agrees("D", width)?;
     keys.get("dtype");
-    let router = Router::<T>::of(case, &keys, tokens)?;
+    let router = Router::<T>::of(case, &keys, PARAM, tokens)?;
     keys.finish()?;
     let x = case.scalars::<T>("in.x", &[tokens, router.dims.width])?;
     let upstream = case.floats("in.R", &[tokens, router.dims.top_k])?;

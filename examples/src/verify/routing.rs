@@ -6,6 +6,9 @@ use anyhow::{Result, ensure};
 use moe_core::ops::{Route, RouteArgs, RouteDims, RouteRule, STAMP, ScoreFunction, Selection};
 use moe_core::{MoeDevice, Scalar, whole, whole_mut};
 
+/// What the names of parameters start with in most groups.
+pub(crate) const PARAM: &str = "param.";
+
 /// The router's rule from the keys `score_func`, `route_norm`, `route_scale`, `num_expert_groups`,
 /// `num_limited_groups` and `force_load_balance`.
 ///
@@ -48,26 +51,33 @@ pub(crate) struct Router<T> {
 }
 
 impl<T: Scalar<Acc = f32>> Router<T> {
-    /// The router of a case with `tokens` tokens. `param.gate.bias` is there exactly if `gate_bias` says so.
+    /// The router of a case with `tokens` tokens. Its parameters' names start with `prefix`; `gate.bias` is there exactly if
+    /// `gate_bias` says so.
     ///
     /// # Errors
     /// [`FixtureError`].
-    pub(crate) fn of(case: &Case, keys: &Keys<'_>, tokens: usize) -> Result<Self, FixtureError> {
-        let [experts, width] = case.dims("param.gate.weight")?;
+    pub(crate) fn of(
+        case: &Case,
+        keys: &Keys<'_>,
+        prefix: &str,
+        tokens: usize,
+    ) -> Result<Self, FixtureError> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let [experts, width] = case.dims(&name("gate.weight"))?;
         keys.agrees("num_experts", experts)?;
         let gate_bias = if keys.flag("gate_bias")? {
-            Some(case.scalars("param.gate.bias", &[experts])?)
+            Some(case.scalars(&name("gate.bias"), &[experts])?)
         } else {
-            case.absent("param.gate.bias")?;
+            case.absent(&name("gate.bias"))?;
             None
         };
-        let expert_bias = match case.find("param.expert_bias") {
+        let expert_bias = match case.find(&name("expert_bias")) {
             Some(bias) => Some(bias.shaped(&[experts])?.floats()?),
             None => None,
         };
         Ok(Self {
             dims: RouteDims { tokens, width, experts, top_k: keys.count("top_k")?, rule: rule(keys)? },
-            gate: case.scalars("param.gate.weight", &[experts, width])?,
+            gate: case.scalars(&name("gate.weight"), &[experts, width])?,
             gate_bias,
             expert_bias,
         })

@@ -6,6 +6,7 @@
 use crate::fixture::{Case, FixtureError, Keys};
 use moe_core::Scalar;
 use moe_core::ops::Activation;
+use std::ops::Range;
 
 /// Which tensors hold the experts' weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,57 +48,62 @@ const ALPHA: f64 = 1.702;
 const LIMIT: f64 = 7.0;
 
 impl<T: Scalar> Experts<T> {
-    /// The routed experts of a case. `kind` is the key that says which experts they are.
+    /// The routed experts of a case. `kind` is the key that says which experts they are, `prefix` what the names of their
+    /// tensors start with.
     ///
     /// # Errors
     /// [`FixtureError`].
-    pub(crate) fn of(case: &Case, keys: &Keys<'_>, kind: &str) -> Result<Self, FixtureError> {
+    pub(crate) fn of(case: &Case, keys: &Keys<'_>, prefix: &str, kind: &str) -> Result<Self, FixtureError> {
         if keys.choice(kind, &[("swiglu", false), ("gpt_oss", true)])? {
-            Self::mlp(case, keys)
-        } else {
-            let [experts, hidden, width] = case.dims("param.w1")?;
-            Self::separate(case, "", experts, hidden, width)
+            return Self::mlp(case, keys, prefix);
         }
+        let [experts, hidden, width] = case.dims(&format!("{prefix}w1"))?;
+        let (up, down) = ([experts, hidden, width], [experts, width, hidden]);
+        Self::separate(case, prefix, experts, &up, &down)
     }
 
-    /// The shared expert of a case of this width, as one group.
+    /// The shared expert of a case, as one group.
     ///
     /// # Errors
     /// [`FixtureError`].
-    pub(crate) fn shared(case: &Case, hidden: usize, width: usize) -> Result<Self, FixtureError> {
-        Self::separate(case, "shared.", 1, hidden, width)
+    pub(crate) fn shared(
+        case: &Case,
+        prefix: &str,
+        hidden: usize,
+        width: usize,
+    ) -> Result<Self, FixtureError> {
+        Self::separate(case, &format!("{prefix}shared."), 1, &[hidden, width], &[width, hidden])
     }
 
+    /// Experts whose `w1`, `w3` have the shape `up` and whose `w2` has the shape `down`.
     fn separate(
         case: &Case,
         prefix: &str,
         experts: usize,
-        hidden: usize,
-        width: usize,
+        up: &[usize],
+        down: &[usize],
     ) -> Result<Self, FixtureError> {
-        // A shared expert has no dimension for experts.
-        let dims = |rows, cols| if prefix.is_empty() { vec![experts, rows, cols] } else { vec![rows, cols] };
-        let read =
-            |name: &str, rows, cols| case.scalars::<T>(&format!("param.{prefix}{name}"), &dims(rows, cols));
+        let read = |name: &str, shape| case.scalars::<T>(&format!("{prefix}{name}"), shape);
+        let (hidden, width) = (up[up.len() - 2], up[up.len() - 1]);
         Ok(Self {
             names: Names::Separate,
             activation: Activation::SwiGlu,
             experts,
             width,
             hidden,
-            w13: halves_joined(&read("w1", hidden, width)?, &read("w3", hidden, width)?, hidden * width),
+            w13: halves_joined(&read("w1", up)?, &read("w3", up)?, hidden * width),
             b13: None,
-            w2: read("w2", width, hidden)?,
+            w2: read("w2", down)?,
             b2: None,
         })
     }
 
-    fn mlp(case: &Case, keys: &Keys<'_>) -> Result<Self, FixtureError> {
-        let [experts, width, hidden] = case.dims("param.mlp2_weight")?;
-        let interleaved = keys.flag_or("interleaved", true)?;
-        let names = Names::Mlp { interleaved };
-        let w13 = case.scalars::<T>("param.mlp1_weight", &[experts, 2 * hidden, width])?;
-        let b13 = case.scalars::<T>("param.mlp1_bias", &[experts, 2 * hidden])?;
+    fn mlp(case: &Case, keys: &Keys<'_>, prefix: &str) -> Result<Self, FixtureError> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let [experts, width, hidden] = case.dims(&name("mlp2_weight"))?;
+        let names = Names::Mlp { interleaved: keys.flag_or("interleaved", true)? };
+        let w13 = case.scalars::<T>(&name("mlp1_weight"), &[experts, 2 * hidden, width])?;
+        let b13 = case.scalars::<T>(&name("mlp1_bias"), &[experts, 2 * hidden])?;
         Ok(Self {
             names,
             activation: Activation::ClampedSwiGlu {
@@ -109,15 +115,68 @@ impl<T: Scalar> Experts<T> {
             hidden,
             w13: names.rows_from_file(&w13, hidden, width),
             b13: Some(names.rows_from_file(&b13, hidden, 1)),
-            w2: case.scalars("param.mlp2_weight", &[experts, width, hidden])?,
-            b2: Some(case.scalars("param.mlp2_bias", &[experts, width])?),
+            w2: case.scalars(&name("mlp2_weight"), &[experts, width, hidden])?,
+            b2: Some(case.scalars(&name("mlp2_bias"), &[experts, width])?),
         })
     }
 }
 
+/// Tensors by the names that files have for them.
+pub(crate) type Named = Vec<(String, Vec<f32>)>;
+
+impl<T: Scalar<Acc = f32>> Experts<T> {
+    /// A part of the hidden width of every expert. The down bias is divided by the number of `parts` that add it.
+    pub(crate) fn hidden_part(&self, part: Range<usize>, parts: usize) -> Self {
+        let (width, hidden) = (self.width, self.hidden);
+        // Rows `part` of the gate half and of the up half of each expert.
+        let halves = |rows: &[T], columns: usize| -> Vec<T> {
+            let half = rows.chunks_exact((hidden * columns).max(1));
+            half.flat_map(|half| &half[part.start * columns..part.end * columns]).copied().collect()
+        };
+        let share = |bias: &T| T::narrow(bias.widen() / parts as f32);
+        let columns = self.w2.chunks_exact(hidden.max(1)).flat_map(|row| &row[part.clone()]);
+        Self {
+            hidden: part.len(),
+            w13: halves(&self.w13, width),
+            b13: self.b13.as_ref().map(|b13| halves(b13, 1)),
+            w2: columns.copied().collect(),
+            b2: self.b2.as_ref().map(|b2| b2.iter().map(share).collect()),
+            ..*self
+        }
+    }
+}
+
 impl Names {
+    /// Weights or gradients of experts of the sizes of `sizes`, back in the file's layout.
+    pub(crate) fn tensors<T>(
+        self,
+        sizes: &Experts<T>,
+        w13: &[f32],
+        b13: Option<&[f32]>,
+        w2: &[f32],
+        b2: Option<&[f32]>,
+    ) -> Named {
+        let (hidden, width) = (sizes.hidden, sizes.width);
+        let mut all = Vec::new();
+        let mut add = |name: &str, values: Vec<f32>| all.push((name.to_owned(), values));
+        if self == Self::Separate {
+            let (w1, w3) = halves_split(w13, hidden * width);
+            add("w1", w1);
+            add("w3", w3);
+            add("w2", w2.to_vec());
+            return all;
+        }
+        add("mlp1_weight", self.rows_to_file(w13, hidden, width));
+        add("mlp2_weight", w2.to_vec());
+        if let (Some(b13), Some(b2)) = (b13, b2) {
+            add("mlp1_bias", self.rows_to_file(b13, hidden, 1));
+            add("mlp2_bias", b2.to_vec());
+        }
+        all
+    }
+
     /// Rows of `columns` elements, in the file's order, as gate rows and then up rows of each expert.
-    pub(crate) fn rows_from_file<T: Copy>(self, rows: &[T], hidden: usize, columns: usize) -> Vec<T> {
+    fn rows_from_file<T: Copy>(self, rows: &[T], hidden: usize, columns: usize) -> Vec<T> {
         self.reordered(
             rows,
             hidden,
@@ -129,7 +188,7 @@ impl Names {
     }
 
     /// The opposite of [`rows_from_file`](Names::rows_from_file).
-    pub(crate) fn rows_to_file<T: Copy>(self, rows: &[T], hidden: usize, columns: usize) -> Vec<T> {
+    fn rows_to_file<T: Copy>(self, rows: &[T], hidden: usize, columns: usize) -> Vec<T> {
         self.reordered(rows, hidden, columns, |row| row / 2 + row % 2 * hidden)
     }
 
@@ -161,7 +220,7 @@ fn halves_joined<T: Copy>(gate: &[T], up: &[T], part: usize) -> Vec<T> {
 }
 
 /// The gate parts and the up parts, `part` elements each.
-pub(crate) fn halves_split<T: Copy>(joined: &[T], part: usize) -> (Vec<T>, Vec<T>) {
+fn halves_split<T: Copy>(joined: &[T], part: usize) -> (Vec<T>, Vec<T>) {
     let (mut gate, mut up) = (Vec::new(), Vec::new());
     for pair in joined.chunks_exact((2 * part).max(1)) {
         gate.extend_from_slice(&pair[..part]);

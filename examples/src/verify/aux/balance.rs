@@ -59,6 +59,6 @@ fn compare<D: MoeDevice<f32>>(
     check.close(&format!("grad.{kind}.logits"), &alone)?;
     let with_main = tokens.gradient(rig, &losses, Some(main))?;
     check.close(&format!("grad.{kind}.logits_with_main"), &with_main)?;
-    check.uncompared(&format!("grad.{kind}.scores"));
+    check.uncompared_if_any(&format!("grad.{kind}.scores"));
     Ok(())
 }

@@ -7,6 +7,8 @@ mod split;
 mod stats;
 mod z_loss;
 
+pub(crate) use stats::{Sizes, Tokens, value};
+
 use super::check::Check;
 use super::rig::Rig;
 use anyhow::Result;

@@ -57,7 +57,7 @@ pub trait Blocks<R> {
     /// If a tensor is missing, or has another shape or type.
     fn load_state(&mut self, tensors: &mut TensorMap) -> Result<()>;
 
-    /// Takes over the weights alone. The optimizer and the expert bias start anew.
+    /// Takes over weights and expert bias alone. The optimizer starts anew.
     ///
     /// # Errors
     /// If a tensor is missing, or has another shape or type.

@@ -11,6 +11,7 @@
 
 pub mod blocks;
 pub mod device_blocks;
+pub mod replay;
 mod state;
 pub mod storage;
 pub mod tensors;
@@ -215,4 +216,62 @@ impl<R: Real> Model<R> {
 /// The bytes of a batch, sequence after sequence.
 fn bytes(rows: &Array2<u8>) -> Vec<u8> {
     rows.iter().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dense::check::expect_gradient;
+    use device_blocks::{BlocksConfig, DeviceBlocks};
+    use moe_core::{Balance, BalanceLoss, Host, MoeConfig, Sizes};
+    use ndarray::Array1;
+
+    const LAYERS: usize = 2;
+
+    /// A small model in f64 and a batch of 3 sequences of 4 bytes. The auxiliary loss takes part.
+    fn small() -> (Model<f64>, Batch) {
+        let mut moe = MoeConfig::new(Sizes { width: 6, hidden: 5, experts: 4, top_k: 2 }).unwrap();
+        moe.balance = Balance { loss: Some(BalanceLoss::Sequence(0.1)), ..Balance::default() };
+        let blocks = BlocksConfig { moe, layers: LAYERS, max_tokens: 12, max_sequences: 3, seed: 1 };
+        let blocks = Box::new(DeviceBlocks::<Host, f64>::init(&Host, &blocks).unwrap());
+        let config = ModelConfig { layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5 };
+        let rows = Array2::from_shape_fn((3, 5), |(row, at)| b"a fine batch, it is"[4 * row + at]);
+        (Model::init(&config, 2, blocks), Batch::new(&rows))
+    }
+
+    /// The loss that the gradients are of.
+    fn objective(model: &mut Model<f64>, batch: &Batch) -> f64 {
+        let loss = model.forward_backward(batch).unwrap();
+        loss + model.figures().unwrap().iter().map(|figures| figures.balance_loss).sum::<f64>()
+    }
+
+    #[test]
+    fn every_gradient_is_that_of_finite_differences() {
+        let (mut model, batch) = small();
+        model.forward_backward(&batch).unwrap();
+        let mut params = Vec::new();
+        model.visit(&mut |name, param| {
+            // The tables' rows from ' ' to '.' and from 'a' to 'c' say as much as all 256.
+            let part = |slice: &[f64]| match name {
+                "embed.weight" | "head.weight" => [&slice[32 * 6..47 * 6], &slice[97 * 6..100 * 6]].concat(),
+                _ => slice.to_vec(),
+            };
+            params.push((name.to_owned(), Array1::from(part(param.value)), Array1::from(part(param.grad))));
+        });
+        assert_eq!(params.len(), 3 + LAYERS * 7);
+        for (wanted, value, grad) in params {
+            expect_gradient(&wanted, &value, &grad, |moved| {
+                let moved = moved.to_vec();
+                model.visit(&mut |name, param| match name {
+                    _ if name != wanted => {}
+                    "embed.weight" | "head.weight" => {
+                        param.value[32 * 6..47 * 6].copy_from_slice(&moved[..15 * 6]);
+                        param.value[97 * 6..100 * 6].copy_from_slice(&moved[15 * 6..]);
+                    }
+                    _ => param.value.copy_from_slice(&moved),
+                });
+                objective(&mut model, &batch)
+            });
+        }
+    }
 }

@@ -46,7 +46,7 @@ impl<R: Real> Model<R> {
         self.blocks.load_state(tensors)
     }
 
-    /// Takes over the weights alone. The optimizer starts anew.
+    /// Takes over weights and expert bias alone. The optimizer starts anew.
     ///
     /// # Errors
     /// If a tensor is missing, or has another shape or type.

@@ -1,8 +1,10 @@
 //! What the program prints while it trains.
 
 use super::run::StepReport;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt;
+use std::io::{IsTerminal, Write};
 
 impl fmt::Display for StepReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +43,7 @@ pub struct Log {
 impl Log {
     /// A log of a run of `steps` steps of which `done` are done.
     pub fn new(steps: u64, done: u64) -> Self {
-        let target = if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
@@ -55,18 +57,24 @@ impl Log {
     }
 
     /// Prints a step's line.
-    pub fn step(&self, report: &StepReport) {
-        self.line(&report.to_string());
+    ///
+    /// # Errors
+    /// If standard output is closed.
+    pub fn step(&self, report: &StepReport) -> Result<()> {
         self.bar.set_position(report.step);
+        self.line(report)
     }
 
     /// Prints any other line.
-    pub fn line(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+    ///
+    /// # Errors
+    /// If standard output is closed.
+    pub fn line(&self, line: &dyn fmt::Display) -> Result<()> {
+        self.bar.suspend(|| writeln!(std::io::stdout(), "{line}")).context("cannot print")
     }
 
     /// Takes the bar away.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

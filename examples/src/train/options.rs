@@ -23,7 +23,7 @@ pub struct Options {
     pub text: Option<PathBuf>,
 
     /// Where the MoE layers run
-    #[arg(long, value_enum, default_value_t = DeviceName::Host)]
+    #[arg(long, value_enum, default_value_t)]
     pub device: DeviceName,
 
     /// Threads for the dense parts, and for the device if it is a CPU [default: one per core]
@@ -79,7 +79,7 @@ pub struct Settings {
     pub seq: usize,
 
     /// Largest learning rate: reached after a warm-up, then falling to a tenth along a cosine
-    #[arg(long, default_value_t = 5e-3)]
+    #[arg(long, default_value_t = 8e-3)]
     pub lr: f64,
 
     /// Largest norm of the gradient; longer ones are scaled down to it. 0 for no limit
@@ -91,7 +91,7 @@ pub struct Settings {
     pub balance: BalanceName,
 
     /// Strength of the balancing: the step of the bias, or the coefficient of the loss
-    /// [default: 0.001 for bias, 0.01 for sequence and batch]
+    /// [default: 0.005 for bias, 0.01 for sequence and batch]
     #[arg(long)]
     pub balance_rate: Option<f32>,
 

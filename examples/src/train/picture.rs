@@ -130,7 +130,8 @@ impl Picture<'_> {
         let (steps, experts) = (self.history.steps(), self.history.experts);
         let columns = steps.min(COLUMNS);
         let mut chart = ChartBuilder::on(area)
-            .caption(format!("Layer {layer}: load per expert, balance {}", self.balance), font(20))
+            .caption(format!("Layer {layer}: load per expert (balance: {})", self.balance), font(20))
+            .margin_left(14)
             .margin_top(8)
             .x_label_area_size(44)
             .y_label_area_size(74)

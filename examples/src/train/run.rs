@@ -16,8 +16,17 @@ use std::time::Instant;
 /// Added to mean squares in norms.
 const NORM_EPSILON: f64 = 1e-5;
 /// Step of the selection bias, and coefficient of auxiliary losses, if none are given.
-const BIAS_RATE: f32 = 1e-3;
+const BIAS_RATE: f32 = 5e-3;
 const LOSS_RATE: f32 = 1e-2;
+
+/// Where a run's layers run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceChoice {
+    /// the device
+    pub name: DeviceName,
+    /// its threads, if it has any; 0 for one per core
+    pub threads: usize,
+}
 
 /// A run that can take its next step.
 pub struct Run {
@@ -65,7 +74,7 @@ impl Run {
     ///
     /// # Errors
     /// If settings are out of range, the text is too short, or the device fails.
-    pub fn start(settings: Settings, steps: u64, text: Text, device: DeviceName) -> Result<Self> {
+    pub fn start(settings: Settings, steps: u64, text: Text, device: DeviceChoice) -> Result<Self> {
         settings.check()?;
         ensure!(steps > 0, "--steps is 0, but must be at least 1");
         text.check_length(settings.seq)?;
@@ -83,7 +92,8 @@ impl Run {
             mixing: !settings.no_mixing,
             epsilon: NORM_EPSILON,
         };
-        let blocks = device.open(MakeBlocks { storage: settings.dtype, config: &blocks })??;
+        let task = MakeBlocks { storage: settings.dtype, config: &blocks };
+        let blocks = device.name.open_with(device.threads, task)??;
         let model = Model::init(&dense, settings.seed, blocks);
         let history = History::new(settings.layers, settings.experts);
         Ok(Self { settings, steps, text, model, history })
@@ -97,7 +107,7 @@ impl Run {
         checkpoint: Checkpoint,
         steps: Option<u64>,
         text: Text,
-        device: DeviceName,
+        device: DeviceChoice,
     ) -> Result<Self> {
         let Checkpoint { settings, step, mut tensors, .. } = checkpoint;
         ensure!(
@@ -211,4 +221,77 @@ fn moe_config(settings: &Settings) -> Result<MoeConfig> {
     };
     config.validate()?;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: DeviceChoice = DeviceChoice { name: DeviceName::Host, threads: 0 };
+    const STEPS: u64 = 8;
+
+    fn start(line: &str) -> Run {
+        let small = "--width 8 --hidden 8 --experts 4 --batch 2 --seq 8";
+        let settings = Settings::from_line(&format!("{small} {line}")).unwrap();
+        Run::start(settings, STEPS, Text::embedded(), HOST).unwrap()
+    }
+
+    fn losses(run: &mut Run, steps: u64) -> Vec<f64> {
+        (0..steps).map(|_| run.step().unwrap().loss).collect()
+    }
+
+    #[test]
+    fn a_resumed_run_has_the_losses_of_an_unbroken_one() {
+        for line in
+            ["", "--dtype bf16", "--balance sequence", "--balance batch --no-mixing", "--balance none"]
+        {
+            let mut unbroken = start(line);
+            let wanted = losses(&mut unbroken, STEPS);
+            let mut broken = start(line);
+            let mut got = losses(&mut broken, 3);
+            let checkpoint = broken.checkpoint().unwrap();
+            let mut resumed = Run::resume(checkpoint, None, Text::embedded(), HOST).unwrap();
+            got.extend(losses(&mut resumed, STEPS - 3));
+            assert_eq!(got, wanted, "{line}");
+            assert_eq!(resumed.history(), unbroken.history(), "{line}");
+            assert_eq!(resumed.checkpoint().unwrap(), unbroken.checkpoint().unwrap(), "{line}");
+        }
+    }
+
+    #[test]
+    fn evaluation_changes_nothing() {
+        let (mut watched, mut plain) = (start(""), start(""));
+        losses(&mut watched, 2);
+        losses(&mut plain, 2);
+        let batch = watched.text.batch(0, 0, 2, 8);
+        watched.model.loss(&batch).unwrap();
+        assert_eq!(watched.checkpoint().unwrap(), plain.checkpoint().unwrap());
+        assert_eq!(losses(&mut watched, 2), losses(&mut plain, 2));
+    }
+
+    #[test]
+    fn another_text_or_a_damaged_state_is_refused() {
+        let checkpoint = start("").checkpoint().unwrap();
+        let resume = |checkpoint| Run::resume(checkpoint, None, Text::embedded(), HOST).map(|_| ());
+        let other_text = Checkpoint { text: 1, ..checkpoint.clone() };
+        assert!(resume(other_text).unwrap_err().to_string().contains("another text"));
+        let other_size = Checkpoint { settings: start("--no-mixing").settings, ..checkpoint.clone() };
+        assert!(resume(other_size).is_err());
+        let other_step = Checkpoint { step: 5, ..checkpoint.clone() };
+        assert!(resume(other_step).unwrap_err().to_string().contains("history.loss"));
+        let mut missing = checkpoint;
+        missing.tensors.take_all("layers.1.moe.w2");
+        assert!(resume(missing).unwrap_err().to_string().contains("w2"));
+    }
+
+    #[test]
+    fn flags_that_do_not_fit_are_named() {
+        for (line, word) in
+            [("--top-k 9", "top_k"), ("--experts 0", "experts"), ("--balance-rate=-1", "rate")]
+        {
+            let settings = Settings::from_line(line).unwrap();
+            let error = Run::start(settings, STEPS, Text::embedded(), HOST).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
 }

@@ -59,28 +59,29 @@ pub(crate) fn powers(row: &mut [f32], experts: usize) -> Powers {
     Powers { max, sum: sum(row) }
 }
 
-/// Divides a row by `sum`; the padding stays zero.
+/// Overwrites the first `experts` logits of a padded row with their softmax, the padding with zeros.
 #[inline(always)]
-pub(crate) fn divide(row: &mut [f32], experts: usize, sum: f32) {
+pub(crate) fn softmax(row: &mut [f32], experts: usize) -> Powers {
+    let powers = powers(row, experts);
     for value in row.iter_mut() {
-        *value /= sum;
+        *value /= powers.sum;
     }
     row[experts..].fill(0.0);
+    powers
 }
 
 /// Overwrites the first `experts` logits of a padded row with their scores, the padding with zeros.
 #[inline(always)]
 pub(crate) fn score(function: ScoreFunction, row: &mut [f32], experts: usize) {
     match function {
+        ScoreFunction::Softmax => {
+            softmax(row, experts);
+        }
         ScoreFunction::Sigmoid => {
             for value in row.iter_mut() {
                 *value = sigmoid(*value);
             }
             row[experts..].fill(0.0);
-        }
-        ScoreFunction::Softmax => {
-            let Powers { sum, .. } = powers(row, experts);
-            divide(row, experts, sum);
         }
         // Softmax over the chosen: the scores are the logits.
         _ => row[experts..].fill(0.0),

@@ -83,25 +83,50 @@ fn widened<'b, T: Float>(unit: Unit, panel: &'b [T], steps: usize, wide: &'b mut
     let wide = &mut wide[..panel.len()];
     if T::STEP == 1 {
         widen(unit, panel, wide);
-        return wide;
-    }
-    let cols = unit.cols();
-    for (step, wide) in panel.chunks_exact(T::STEP * cols).zip(wide.chunks_exact_mut(T::STEP * cols)) {
-        for (at, value) in step.iter().enumerate() {
-            wide[at % T::STEP * cols + at / T::STEP] = value.widen();
-        }
+    } else {
+        unit.run(Unpair { panel, wide });
     }
     wide
 }
 
-/// One [`Chain`] as a job.
-struct Multiply<'a>(Chain<'a>);
+/// A block of x times a block of a panel.
+struct Multiply<'a> {
+    x: &'a [f32],
+    tokens: usize,
+    panel: &'a [f32],
+    steps: usize,
+    sums: &'a mut [f32],
+    pitch: usize,
+    first: bool,
+}
 
 impl Job for Multiply<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.0.run(s);
+        let Self { x: left, tokens: rows, panel, steps, sums, pitch, first } = self;
+        Chain { left, stride: BLOCK, across: 1, rows, panel, steps, sums, pitch, first }.run(s);
+    }
+}
+
+/// Takes apart a panel of bf16 pairs: (step, column, pair) to (k, column).
+struct Unpair<'a, T> {
+    panel: &'a [T],
+    wide: &'a mut [f32],
+}
+
+impl<T: Float> Job for Unpair<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (pairs, places) = (self.panel.chunks_exact(2 * S::COLS), self.wide.chunks_exact_mut(2 * S::COLS));
+        for (pairs, place) in pairs.zip(places) {
+            let (first, second) = place.split_at_mut(S::COLS);
+            for column in 0..S::COLS {
+                first[column] = pairs[2 * column].widen();
+                second[column] = pairs[2 * column + 1].widen();
+            }
+        }
     }
 }
 
@@ -146,17 +171,15 @@ impl<T: Float> Work<'_, T> {
             }
             for panel in 0..self.size.panels(unit) {
                 let part = self.gate.panel(unit, self.size, (0, panel), depth.clone(), space.panel);
-                unit.run(Multiply(Chain {
-                    left: space.x,
-                    stride: BLOCK,
-                    across: 1,
-                    rows: tokens.len(),
+                unit.run(Multiply {
+                    x: space.x,
+                    tokens: tokens.len(),
                     panel: widened(unit, part, depth.len(), space.wide),
                     steps: depth.len(),
                     sums: &mut space.sums[panel * cols..],
                     pitch,
                     first: block == 0,
-                }));
+                });
             }
         }
     }

@@ -4,7 +4,7 @@ use super::{path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Job, SLACK, Scratch, Shared, Simd, bytes, share};
-use crate::scores::{Powers, divide, of_losses, padded, powers, score, sum};
+use crate::scores::{Powers, of_losses, padded, powers, score, softmax, sum};
 use moe_core::ops::{CHUNK, RouteStats, RouteStatsArgs, RouteStatsDims, ScoreFunction};
 use moe_core::{Accum, Device, Kernel, Op, Out, Path, check_offsets};
 use std::ops::Range;
@@ -76,13 +76,13 @@ impl Job for Chunk<'_> {
         }
         for (logits, square) in self.logits.chunks_exact(experts).zip(self.squares) {
             row[..experts].copy_from_slice(logits);
-            let Powers { max, sum: whole } = powers(row, experts);
+            let is_softmax = self.score == ScoreFunction::Softmax;
+            let Powers { max, sum: whole } =
+                if is_softmax { softmax(row, experts) } else { powers(row, experts) };
             let z = max + whole.fixed_ln();
             *square = z * z;
             let Some((_, sums)) = &mut self.parts else { continue };
-            if self.score == ScoreFunction::Softmax {
-                divide(row, experts, whole);
-            } else {
+            if !is_softmax {
                 row[..experts].copy_from_slice(logits);
                 score(self.score, row, experts);
             }

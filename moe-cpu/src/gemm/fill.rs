@@ -37,28 +37,41 @@ struct Turn<'a, T> {
 impl<T: Float> Job for Turn<'_, T> {
     type Output = ();
 
-    /// Steps of 32 bits, an f32 or a pair of bf16, are turned in squares; what is left, and f16, one by one.
+    /// Words of 32 bits, an f32 or a pair of neighbours in k, are turned in squares; what is left goes one by one.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { matrix, size: Size { k, .. }, columns, depth, panel } = self;
-        let step = T::STEP;
+        let (step, word) = (T::STEP, size_of::<u32>() / size_of::<T>());
         let source = &matrix[columns.start * k..columns.end * k];
         assert!(depth.end <= k && panel.len() >= depth.len() / step * step * S::COLS);
-        let whole = |len: usize| if size_of::<T>() * step == 4 { len - len % SQUARE } else { 0 };
-        let (steps, squares) = (whole(depth.len() / step), whole(columns.len()));
+        let whole = |len: usize| len - len % SQUARE;
+        let (words, squares) = (whole(depth.len() / word), whole(columns.len()));
         for column in (0..squares).step_by(SQUARE) {
-            for at in (0..steps).step_by(SQUARE) {
-                // SAFETY: rows `column..column + SQUARE` of the source have `SQUARE` steps from here on, and so have the
-                // panel's steps columns, by the assertion.
-                unsafe {
-                    let from = source.as_ptr().add(column * k + depth.start + at * step);
-                    let to = panel.as_mut_ptr().add((at * S::COLS + column) * step);
-                    s.turn(from.cast(), k * size_of::<T>(), to.cast(), S::COLS * size_of::<f32>());
+            for at in (0..words).step_by(SQUARE) {
+                // SAFETY: rows `column..column + SQUARE` of the source have `SQUARE` words from here on.
+                let from = unsafe { source.as_ptr().add(column * k + depth.start + at * word) };
+                let place = &mut panel[at * word * S::COLS + column * step..];
+                if step == word {
+                    assert!(place.len() >= ((SQUARE - 1) * S::COLS + SQUARE) * step);
+                    // SAFETY: as above; the panel has room for `SQUARE` words in `SQUARE` steps, by the assertion.
+                    unsafe {
+                        s.turn(from.cast(), k * size_of::<T>(), place.as_mut_ptr().cast(), S::COLS * 4)
+                    };
+                } else {
+                    let mut pairs = [[T::default(); 2 * SQUARE]; SQUARE];
+                    // SAFETY: as above; a row of `pairs` holds `SQUARE` words.
+                    unsafe { s.turn(from.cast(), k * size_of::<T>(), pairs.as_mut_ptr().cast(), SQUARE * 4) };
+                    for (pairs, rows) in pairs.iter().zip(place.chunks_mut(2 * S::COLS)) {
+                        let (even, odd) = rows.split_at_mut(S::COLS);
+                        for column in 0..SQUARE {
+                            (even[column], odd[column]) = (pairs[2 * column], pairs[2 * column + 1]);
+                        }
+                    }
                 }
             }
         }
         for (column, row) in source.chunks_exact(k.max(1)).enumerate() {
-            let done = if column < squares { steps * step } else { 0 };
+            let done = if column < squares { words * word } else { 0 };
             for (at, value) in row[depth.clone()].iter().enumerate().skip(done) {
                 panel[(at / step * S::COLS + column) * step + at % step] = *value;
             }

@@ -1,5 +1,6 @@
 //! ExpertDown: the bias is added before the one rounding, and rows are stored where the index says.
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Float, Product, Rows, Store, form, path, weights};
@@ -18,6 +19,7 @@ impl<T: Float> Kernel<ExpertDown<T>> for Cpu {
         args: ExpertDownArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<ExpertDown<T>>(self, dims, &args, scratch.len())?;
         let (crew, op, pack) = (Crew::of(self), ExpertDown::<T>::ID, dims.pack(PackUse::Down));
         let offsets = args.offsets.host();
         dims.check_values(op, offsets, None)?;

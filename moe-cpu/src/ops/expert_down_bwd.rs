@@ -3,6 +3,7 @@
 //! ds is a sum over all columns, which fall into several tasks. Each task leaves one partial sum for every [`CHUNK`] columns
 //! of a row; they are added in order afterwards, so that ds does not depend on how the columns were dealt out.
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -68,9 +69,9 @@ impl<T: Float> Finish<'_, T> {
                 |half: usize| row * up + half * hidden + start..row * up + half * hidden + start + len;
             for half in 0..halves {
                 // SAFETY: each task has its own rows and columns of both halves.
-                widen(unit, unsafe { self.h.part(place(half)) }, h[half]);
-                z[half].copy_from_slice(h[half]);
+                widen(unit, unsafe { self.h.part(place(half)) }, z[half]);
                 if self.scores_first {
+                    h[half].copy_from_slice(z[half]);
                     scale(unit, s, z[half], self.b13.is_some().then_some(&*bias[half]));
                 }
             }
@@ -145,6 +146,7 @@ impl<T: Float> Kernel<ExpertDownBwd<T>> for Cpu {
         args: ExpertDownBwdArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<ExpertDownBwd<T>>(self, dims, &args, scratch.len())?;
         let (crew, op, pack) = (Crew::of(self), ExpertDownBwd::<T>::ID, dims.pack(PackUse::DownBwd));
         let (offsets, index) = (args.offsets.host(), args.index.map(View::host));
         let used = dims.check_values(op, offsets, index)?;

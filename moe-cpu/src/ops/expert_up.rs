@@ -1,5 +1,6 @@
 //! ExpertUp: both halves of a task's columns are summed side by side, so that the activation reads them while they are near.
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -76,6 +77,7 @@ impl<T: Float> Kernel<ExpertUp<T>> for Cpu {
         args: ExpertUpArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<ExpertUp<T>>(self, dims, &args, scratch.len())?;
         let (crew, op, pack) = (Crew::of(self), ExpertUp::<T>::ID, dims.pack(PackUse::Up));
         let (offsets, index) = (args.offsets.host(), args.index.map(View::host));
         dims.check_values(op, offsets, index)?;

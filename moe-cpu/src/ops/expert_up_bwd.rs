@@ -1,5 +1,6 @@
 //! ExpertUpBwd: the product with w13 as it lies, rows scaled before the one rounding.
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Factors, Float, Product, Rows, Store, form, path, weights};
@@ -18,6 +19,7 @@ impl<T: Float> Kernel<ExpertUpBwd<T>> for Cpu {
         args: ExpertUpBwdArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<ExpertUpBwd<T>>(self, dims, &args, scratch.len())?;
         let (crew, op, pack) = (Crew::of(self), ExpertUpBwd::<T>::ID, dims.pack(PackUse::UpBwd));
         let (offsets, index) = (args.offsets.host(), args.index.map(View::host));
         dims.check_values(op, offsets, index)?;

@@ -1,5 +1,6 @@
 //! ExpertWgrad: a task is a rectangle of one expert's gradient, summed over all of the expert's rows and stored once.
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -90,6 +91,7 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
         args: ExpertWgradArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<ExpertWgrad<T>>(self, dims, &args, scratch.len())?;
         let crew = Crew::of(self);
         let (offsets, index) = (args.offsets.host(), args.index.map(View::host));
         check_values::<T>(dims, offsets, index)?;

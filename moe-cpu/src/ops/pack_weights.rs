@@ -1,5 +1,6 @@
 //! PackWeights: panels of columns, the depth of a panel in one stream. See [`gemm`](crate::gemm).
 
+use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Float, pack_all};
@@ -12,8 +13,9 @@ impl<T: Float> Kernel<PackWeights<T>> for Cpu {
         (): &(),
         dims: &PackDims,
         args: PackWeightsArgs<'_, Self, T>,
-        _: Out<'_, Self, u8>,
+        scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
+        ready::<PackWeights<T>>(self, dims, &args, scratch.len())?;
         let (plain, packed) = (args.plain.host(), args.packed.host());
         self.enter(|| pack_all(&Crew::of(self), PackWeights::<T>::ID, dims, plain, packed))?;
         Ok(Path("panels"))

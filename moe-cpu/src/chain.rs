@@ -1,4 +1,6 @@
-//! A product in which every element is one chain of fused multiply-adds over k, in order, on every unit.
+//! A product in which every element is one chain of multiply-adds over k, in order, from +0.
+//!
+//! The chain of an `EXACT` product is fused on every unit, at whatever cost; other products take the unit's own step.
 //!
 //! A tile of up to `ROWS` rows and `COLS` columns is summed in registers. A chain that was begun in an earlier block of k
 //! is loaded and goes on, so cutting k into blocks changes no bit.
@@ -10,7 +12,7 @@ use crate::gemm::Simd;
 pub(crate) const BLOCK: usize = 256;
 
 /// Rows of the left operand times a panel of `COLS` columns.
-pub(crate) struct Chain<'a> {
+pub(crate) struct Chain<'a, const EXACT: bool> {
     /// Element (row, k) is `left[row * stride + k * across]`.
     pub(crate) left: &'a [f32],
     pub(crate) stride: usize,
@@ -39,7 +41,7 @@ struct Tile {
     first: bool,
 }
 
-impl Chain<'_> {
+impl<const EXACT: bool> Chain<'_, EXACT> {
     /// Sums all rows.
     #[inline(always)]
     pub(crate) fn run<S: Simd>(self, s: S) {
@@ -65,7 +67,7 @@ impl Chain<'_> {
             };
             // SAFETY: by the assertions, `steps` elements of rows `start..end` and of the panel can be read, and the sums
             // of these rows lie in their slice.
-            unsafe { of_height(s, end - start, tile) };
+            unsafe { of_height::<S, EXACT>(s, end - start, tile) };
         }
     }
 }
@@ -75,12 +77,12 @@ impl Chain<'_> {
 /// # Safety
 /// As [`multiply`], with `height` for `M`.
 #[inline(always)]
-unsafe fn of_height<S: Simd>(s: S, height: usize, tile: Tile) {
+unsafe fn of_height<S: Simd, const EXACT: bool>(s: S, height: usize, tile: Tile) {
     macro_rules! heights {
         ($($height:literal)*) => {
             match height {
                 // SAFETY: the caller's promise, and the height matches.
-                $($height if $height <= S::ROWS => unsafe { multiply::<S, $height>(s, tile) },)*
+                $($height if $height <= S::ROWS => unsafe { multiply::<S, EXACT, $height>(s, tile) },)*
                 _ => {}
             }
         };
@@ -94,7 +96,7 @@ unsafe fn of_height<S: Simd>(s: S, height: usize, tile: Tile) {
 /// `steps` elements of `M` rows on the left and `steps * COLS` of the panel can be read, and `M` rows of `COLS` sums,
 /// `pitch` apart, read and written.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const M: usize>(s: S, tile: Tile) {
+unsafe fn multiply<S: Simd, const EXACT: bool, const M: usize>(s: S, tile: Tile) {
     let mut sums = [[s.splat(0.0); 2]; M];
     if !tile.first {
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -105,6 +107,8 @@ unsafe fn multiply<S: Simd, const M: usize>(s: S, tile: Tile) {
             }
         }
     }
+    let step =
+        |value, column, sum| if EXACT { fused(s, value, column, sum) } else { s.fma(value, column, sum) };
     let (mut left, mut panel) = (tile.left, tile.panel);
     for _ in 0..tile.steps {
         // SAFETY: the caller's promise.
@@ -112,8 +116,8 @@ unsafe fn multiply<S: Simd, const M: usize>(s: S, tile: Tile) {
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             let value = s.splat(unsafe { *left.add(row * tile.stride) });
-            sums[0] = fused(s, value, columns[0], sums[0]);
-            sums[1] = fused(s, value, columns[1], sums[1]);
+            sums[0] = step(value, columns[0], sums[0]);
+            sums[1] = step(value, columns[1], sums[1]);
         }
         left = left.wrapping_add(tile.across);
         panel = panel.wrapping_add(S::COLS);

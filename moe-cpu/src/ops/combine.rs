@@ -113,6 +113,8 @@ impl<T: Float> Kernel<Combine<T>> for Cpu {
         let (y, rows, weights) = (args.y.host(), args.row_of_slot.host(), args.weights.map(View::host));
         let base = args.base.map(|base| base.map(|base| (base.rows.host(), base.scale.map(View::host))));
         dims.check_rows(rows)?;
+        // Tokens without columns may be any number.
+        let tokens = if width > 0 { tokens } else { 0 };
         let out = Shared::new(args.out.host());
         self.enter(|| {
             share(self.threads(), tokens.div_ceil(TOKENS), &mut [], 0, |queue, _| {

@@ -22,12 +22,16 @@ impl<T: Float> Kernel<Gather<T>> for Cpu {
         let GatherDims { sources, fan, rows, width, groups, pitch } = *dims;
         let (source, index, offsets) = (args.source.host(), args.index.host(), args.offsets.host());
         check_offsets(Gather::<T>::ID, offsets, rows)?;
-        let used = offsets[groups] as usize;
+        let mut used = offsets[groups] as usize;
         check_index(Gather::<T>::ID, "index", &index[..used], sources.saturating_mul(fan))?;
         if pitch > 0 {
             for bounds in offsets.windows(2) {
                 within(Gather::<T>::ID, "rows of a group", 0, pitch, (bounds[1] - bounds[0]) as usize)?;
             }
+        }
+        if width == 0 {
+            // Nothing to copy, and places may be any number.
+            used = 0;
         }
         // The group of a row is the last one that begins at or before it.
         let group = |row: usize| offsets.partition_point(|first| *first as usize <= row) - 1;

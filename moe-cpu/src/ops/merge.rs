@@ -9,7 +9,8 @@ use moe_core::{Kernel, Out, Path};
 
 impl Kernel<Merge> for Cpu {
     fn scratch(&self, dims: &MergeDims) -> usize {
-        SLACK + 2 * bytes::<u32>(dims.ranks)
+        // Without experts there are no counts to bound the number of ranks.
+        SLACK + if dims.experts > 0 { 2 * bytes::<u32>(dims.ranks) } else { 0 }
     }
 
     fn launch(
@@ -20,7 +21,8 @@ impl Kernel<Merge> for Cpu {
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CpuError> {
         ready::<Merge>(self, dims, &args, scratch.len())?;
-        let MergeDims { ranks, experts, pitch, rows } = *dims;
+        let MergeDims { experts, pitch, rows, .. } = *dims;
+        let ranks = if experts > 0 { dims.ranks } else { 0 };
         let (counts, offsets, index) = (args.counts.host(), args.offsets.host(), args.index.host());
         // The next position of each rank's segment, and the segment's end. Positions stop at `rows`, which fits in 32 bits.
         let mut scratch = Scratch::new(scratch.host());

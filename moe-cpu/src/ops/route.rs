@@ -105,7 +105,7 @@ impl Job for Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x: left, tokens: rows, panel, steps, sums, pitch, first } = self;
-        Chain { left, stride: BLOCK, across: 1, rows, panel, steps, sums, pitch, first }.run(s);
+        Chain::<true> { left, stride: BLOCK, across: 1, rows, panel, steps, sums, pitch, first }.run(s);
     }
 }
 

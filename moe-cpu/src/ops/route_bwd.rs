@@ -35,7 +35,8 @@ impl Job for Block<'_, '_> {
 
 impl<T: Float> Kernel<RouteBwd<T>> for Cpu {
     fn scratch(&self, dims: &RouteBwdDims) -> usize {
-        self.threads() * Space::bytes(dims)
+        // Without tokens there are no ids to bound the number of slots.
+        if dims.tokens > 0 { self.threads() * Space::bytes(dims) } else { 0 }
     }
 
     fn launch(
@@ -76,7 +77,8 @@ impl<T: Float> Kernel<RouteBwd<T>> for Cpu {
             z_factor: args.z_factor.map(|factor| factor.host()[0]),
         };
         let dlogits = Shared::new(args.dlogits.host());
-        let (unit, threads, each) = (self.unit(), self.threads(), Space::bytes(dims));
+        let (unit, threads, each) =
+            (self.unit(), self.threads(), if tokens > 0 { Space::bytes(dims) } else { 0 });
         self.enter(|| {
             share(threads, tokens.div_ceil(TOKENS), scratch.host(), each, |queue, memory| {
                 let mut space = Space::new(dims, memory);

@@ -28,12 +28,14 @@ fn agree<T: Float>([tokens, width, experts]: [usize; 3], jitter: Option<Jitter>,
             (dx, dgate, dbias)
         }};
     }
+    // A sum that differs in its last bit may be rounded to the next value of a narrow type.
+    let rounding = if size_of::<T>() == 4 { 1e-6 } else { 0.01 };
     let want = backward!(&Host, Weight::Plain(View::of(&gate)));
     for cpu in cpus() {
         let packed = pack(&cpu, &forward, &gate);
         for gate in [Weight::Plain(View::of(&gate)), Weight::Packed(View::of(&packed))] {
             let got = backward!(&cpu, gate);
-            assert_close(&got.0, &want.0, 1e-6, "dx");
+            assert_close(&got.0, &want.0, rounding, "dx");
             assert_close(&got.1, &want.1, 1e-6, "dgate");
             assert_close(&got.2, &want.2, 1e-6, "dbias");
         }
@@ -42,7 +44,7 @@ fn agree<T: Float>([tokens, width, experts]: [usize; 3], jitter: Option<Jitter>,
 
 #[test]
 fn odd_sizes() {
-    for sizes in [[0, 5, 3], [1, 1, 1], [9, 0, 2], [130, 70, 5], [1100, 33, 70], [300, 9, 300]] {
+    for sizes in [[0, 5, 3], [1, 1, 1], [9, 0, 2], [5, 20, 0], [130, 70, 5], [1100, 33, 70], [300, 9, 300]] {
         agree::<f32>(sizes, None, false);
         agree::<bf16>(sizes, Some(Jitter { amplitude: 0.2 }), true);
         agree::<f16>(sizes, None, true);

@@ -2,7 +2,8 @@
 
 use super::{launch, values};
 use moe_core::ops::{
-    Combine, CombineArgs, CombineDims, Gather, GatherArgs, GatherDims, Route, RouteArgs, RouteDims,
+    Combine, CombineArgs, CombineDims, GateBwd, GateBwdArgs, GateBwdDims, Gather, GatherArgs, GatherDims,
+    Merge, MergeArgs, MergeDims, Route, RouteArgs, RouteBwd, RouteBwdArgs, RouteBwdDims, RouteDims,
     RouteRule, RouteStats, RouteStatsArgs, RouteStatsDims, ScoreFunction, Weight,
 };
 use moe_core::{BackendError, Error, ErrorKind, Kernel, View, ViewMut};
@@ -94,4 +95,61 @@ fn a_packed_gate_of_the_wrong_length_and_scratch_that_is_too_short() {
     assert_shape(launch(Weight::Packed(View::of(&[0; 7])), &mut scratch));
     assert_shape(launch(Weight::Plain(View::of(&[0.0; 8])), &mut scratch[1..]));
     launch(Weight::Plain(View::of(&[0.0; 8])), &mut scratch).unwrap();
+}
+
+#[test]
+fn absurd_sizes_of_nothing() {
+    let (cpu, most) = (Cpu::with_threads(2).unwrap(), usize::MAX);
+    let none: [f32; 0] = [];
+    let args = CombineArgs {
+        y: View::of(&none),
+        row_of_slot: View::of(&[]),
+        weights: None,
+        base: [None, None, None],
+        out: ViewMut::of(&mut []),
+    };
+    launch!(&cpu, Combine<f32>, CombineDims { tokens: most, top_k: 0, width: 0, rows: 0 }, args).unwrap();
+    let args = GatherArgs {
+        source: View::of(&none),
+        index: View::of(&[0, 1]),
+        offsets: View::of(&[0, 0, 0, 2]),
+        out: ViewMut::of(&mut []),
+    };
+    let dims = GatherDims { sources: 2, fan: 1, rows: 2, width: 0, groups: 3, pitch: most };
+    launch!(&cpu, Gather<f32>, dims, args).unwrap();
+    let (mut offsets, mut overflow) = ([9], [9]);
+    let args = MergeArgs {
+        counts: View::of(&[]),
+        offsets: ViewMut::of(&mut offsets),
+        index: ViewMut::of(&mut []),
+        overflow: ViewMut::of(&mut overflow),
+    };
+    launch!(&cpu, Merge, MergeDims { ranks: most, experts: 0, pitch: 0, rows: 0 }, args).unwrap();
+    assert_eq!((offsets, overflow), ([0], [0]));
+    for (tokens, experts) in [(most, 0), (0, most)] {
+        let args = GateBwdArgs {
+            dlogits: View::of(&none),
+            x: View::of(&none),
+            gate: Weight::Plain(View::of(&none)),
+            stamp: None,
+            dx: ViewMut::of(&mut []),
+            dgate: ViewMut::of(&mut []),
+            dbias: None,
+        };
+        let dims = GateBwdDims { tokens, width: 0, experts, jitter: None, accumulate: false };
+        launch!(&cpu, GateBwd<f32>, dims, args).unwrap();
+    }
+    let args = RouteBwdArgs {
+        logits: View::of(&none),
+        ids: View::of(&[]),
+        dweights: View::of(&none),
+        row_of_slot: None,
+        aux: None,
+        z_factor: None,
+        load: None,
+        dlogits: ViewMut::of(&mut []),
+    };
+    let rule = RouteRule::default();
+    let dims = RouteBwdDims { tokens: 0, experts: 1, top_k: most, sequences: 0, rule, accumulate: false };
+    launch!(&cpu, RouteBwd<f32>, dims, args).unwrap();
 }

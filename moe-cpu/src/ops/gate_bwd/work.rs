@@ -40,7 +40,8 @@ pub(super) struct Space<'a> {
 
 impl<'a> Space<'a> {
     fn lens(unit: Unit, dims: &GateBwdDims) -> [usize; 4] {
-        let group = PANELS * unit.cols();
+        // Without columns nothing is summed, however many experts there are said to be.
+        let group = if dims.width > 0 { PANELS * unit.cols() } else { 0 };
         [group * dims.experts.max(TOKENS), group * dims.experts, group * BLOCK, group]
     }
 
@@ -61,8 +62,9 @@ struct Chains<'a> {
     stride: usize,
     across: usize,
     rows: usize,
-    /// one panel after the other, `panel` elements each
+    /// `count` panels of `panel` elements each
     panels: &'a [f32],
+    count: usize,
     panel: usize,
     steps: usize,
     sums: &'a mut [f32],
@@ -74,13 +76,13 @@ impl Job for Chains<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (at, panel) in self.panels.chunks_exact(self.panel.max(1)).enumerate() {
-            let chain = Chain {
+        for at in 0..self.count {
+            let chain = Chain::<false> {
                 left: self.left,
                 stride: self.stride,
                 across: self.across,
                 rows: self.rows,
-                panel,
+                panel: &self.panels[at * self.panel..][..self.panel],
                 steps: self.steps,
                 sums: &mut self.sums[at * S::COLS..],
                 pitch: self.pitch,
@@ -120,7 +122,7 @@ impl<T: Float> Work<'_, T> {
     }
 
     fn blocks(&self) -> usize {
-        self.dims.tokens.div_ceil(TOKENS)
+        if self.dims.width > 0 { self.dims.tokens.div_ceil(TOKENS) } else { 0 }
     }
 
     /// Number of tasks.
@@ -161,6 +163,7 @@ impl<T: Float> Work<'_, T> {
                 across: 1,
                 rows: tokens.len(),
                 panels: &self.gate[panels],
+                count: columns.len().div_ceil(cols),
                 panel: experts * cols,
                 steps: experts,
                 sums: space.sums,
@@ -192,7 +195,8 @@ impl<T: Float> Work<'_, T> {
                     stride: 1,
                     across: experts,
                     rows: experts,
-                    panels: &space.x[..columns.len().div_ceil(cols) * BLOCK * cols],
+                    panels: space.x,
+                    count: columns.len().div_ceil(cols),
                     panel: BLOCK * cols,
                     steps: block.len(),
                     sums: space.sums,

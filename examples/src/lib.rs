@@ -5,6 +5,7 @@ pub mod dense;
 pub mod device;
 pub mod entropy;
 pub mod fixture;
+pub mod fuzz;
 pub mod model;
 pub mod real;
 pub mod rng;

@@ -12,7 +12,7 @@ pub(crate) struct Rig<D: Device> {
 }
 
 /// Elements of the largest result: a damaged file must not ask for more memory than there is.
-const LARGEST: usize = 1 << 28;
+const LARGEST: usize = 1 << 26;
 
 /// Weights on the device in the form that the layer would use.
 pub(crate) enum Loaded<D: Device, T: Scalar> {

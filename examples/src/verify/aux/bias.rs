@@ -2,7 +2,7 @@
 
 use crate::verify::check::Check;
 use crate::verify::rig::Rig;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use moe_core::ops::{BiasUpdate, BiasUpdateArgs, BiasUpdateDims};
 use moe_core::{MoeDevice, whole, whole_mut};
 
@@ -20,10 +20,11 @@ pub(crate) fn check<D: MoeDevice<f32>>(rig: &Rig<D>, check: &mut Check<'_>) -> R
     let rate = keys.number("coeff", 0.0)? as f32;
     let initial = keys.number("initial_bias", 0.0)? as f32;
     keys.finish()?;
+    ensure!(layers * experts > 0, "there are no experts");
     let counts = case.indices("in.counts", &[steps, layers, experts], u32::MAX)?;
     let mut bias = vec![initial; layers * experts];
     let (mut biases, mut deltas) = (Vec::new(), Vec::new());
-    for step in counts.chunks_exact((layers * experts).max(1)) {
+    for step in counts.chunks_exact(layers * experts) {
         for (bias, counts) in bias.chunks_exact_mut(experts).zip(step.chunks_exact(experts)) {
             bias.copy_from_slice(&updated(rig, rate, counts, bias)?);
             deltas.extend(updated(rig, rate, counts, &vec![0.0; experts])?);

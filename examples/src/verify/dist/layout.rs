@@ -30,6 +30,9 @@ pub(super) struct Process {
     pub(super) experts: Range<usize>,
 }
 
+/// Processes of the largest layout.
+const LARGEST: usize = 256;
+
 /// All processes.
 pub(super) struct Layout {
     /// in the order of their ranks
@@ -59,6 +62,7 @@ impl Layout {
         let (tp, etp) = if by_process { (stated_tp, keys.count("etp")?) } else { (1, 1) };
         ensure!(etp == 1 || etp == tp, "etp is {etp}, but must be 1 or tp = {tp}");
         let world = lengths.len() * tp;
+        ensure!((1..=LARGEST).contains(&world), "the layout has {world} processes, not 1 to {LARGEST}");
         let experts = spec.experts.experts;
         let shared = spec.shared.as_ref().map_or(0, |shared| shared.hidden);
         let fits = world.is_multiple_of(ep * etp)

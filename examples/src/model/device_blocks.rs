@@ -23,12 +23,15 @@ pub struct BlocksConfig {
     pub max_sequences: usize,
     /// seed of the first weights
     pub seed: u64,
+    /// what stays the same in every step of the optimizer
+    pub adam: AdamWOptions,
 }
 
 /// The MoE layers of a model on device `D`, with weights of storage type `T`.
 pub struct DeviceBlocks<D: MoeDevice<T>, T: Scalar> {
     runner: Runner<D, T>,
     layers: Vec<Block<D, T>>,
+    adam: AdamWOptions,
     sequences: Vec<usize>,
     y: Rows<D, T>,
     dy: Rows<D, T>,
@@ -58,11 +61,12 @@ impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
             moe.layer = u32::try_from(index)?;
             let seed = Rng::new(config.seed, 1 + index as u64).bits();
             let layer = MoeLayer::init(device, &moe, seed)?;
-            let (saved, grads, adam) = (runner.saved(&moe)?, layer.grads()?, AdamW::new(&layer)?);
+            let (saved, grads, adam) =
+                (runner.saved(&moe)?, layer.grads()?, AdamW::with_options(&layer, config.adam)?);
             layers.push(Block { layer, saved, grads, adam, x: rows()? });
         }
         let (y, dy, dx) = (rows()?, rows()?, rows()?);
-        Ok(Self { runner, layers, sequences: Vec::new(), y, dy, dx })
+        Ok(Self { runner, layers, adam: config.adam, sequences: Vec::new(), y, dy, dx })
     }
 }
 
@@ -133,7 +137,7 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         for (index, block) in self.layers.iter_mut().enumerate() {
             block.load_layer(tensors, index)?;
             let state = tensors.take_all(&format!("layers.{index}.adam."));
-            block.adam = AdamW::from_state(&block.layer, AdamWOptions::default(), state)?;
+            block.adam = AdamW::from_state(&block.layer, self.adam, state)?;
         }
         Ok(())
     }
@@ -141,7 +145,7 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
     fn load_weights(&mut self, tensors: &mut TensorMap) -> Result<()> {
         for (index, block) in self.layers.iter_mut().enumerate() {
             block.load_layer(tensors, index)?;
-            block.adam = AdamW::new(&block.layer)?;
+            block.adam = AdamW::with_options(&block.layer, self.adam)?;
         }
         Ok(())
     }

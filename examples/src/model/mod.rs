@@ -44,6 +44,8 @@ pub struct ModelConfig {
     pub mixing: bool,
     /// added to the mean square in norms
     pub epsilon: f64,
+    /// what stays the same in every step of the optimizer
+    pub adam: AdamWOptions,
 }
 
 /// The model with its optimizer.
@@ -53,6 +55,7 @@ pub struct Model<R> {
     norm: RmsNorm<R>,
     head: Matrix<R>,
     blocks: Box<dyn Blocks<R>>,
+    adam: AdamWOptions,
     step: u64,
 }
 
@@ -84,6 +87,7 @@ impl<R: Real> Model<R> {
             norm: RmsNorm::new(width, config.epsilon),
             head: Matrix::normal((VOCABULARY, width), 0.5 / (width as f64).sqrt(), rng),
             blocks,
+            adam: config.adam,
             step: 0,
         }
     }
@@ -187,7 +191,7 @@ impl<R: Real> Model<R> {
     /// What the device says.
     pub fn update(&mut self, lr: f64, scale: f64) -> Result<()> {
         self.step += 1;
-        let AdamWOptions { beta1, beta2, eps, weight_decay } = AdamWOptions::default();
+        let AdamWOptions { beta1, beta2, eps, weight_decay } = self.adam;
         let settings = AdamWSettings { lr, beta1, beta2, eps, weight_decay, step: self.step, scale };
         self.blocks.update(lr, scale)?;
         let mut result = Ok(());
@@ -232,9 +236,10 @@ mod tests {
     fn small() -> (Model<f64>, Batch) {
         let mut moe = MoeConfig::new(Sizes { width: 6, hidden: 5, experts: 4, top_k: 2 }).unwrap();
         moe.balance = Balance { loss: Some(BalanceLoss::Sequence(0.1)), ..Balance::default() };
-        let blocks = BlocksConfig { moe, layers: LAYERS, max_tokens: 12, max_sequences: 3, seed: 1 };
+        let adam = AdamWOptions::default();
+        let blocks = BlocksConfig { moe, layers: LAYERS, max_tokens: 12, max_sequences: 3, seed: 1, adam };
         let blocks = Box::new(DeviceBlocks::<Host, f64>::init(&Host, &blocks).unwrap());
-        let config = ModelConfig { layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5 };
+        let config = ModelConfig { layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5, adam };
         let rows = Array2::from_shape_fn((3, 5), |(row, at)| b"a fine batch, it is"[4 * row + at]);
         (Model::init(&config, 2, blocks), Batch::new(&rows))
     }

@@ -9,24 +9,22 @@ use super::{Model, ModelConfig};
 use crate::real::Real;
 use crate::text::Batch;
 use anyhow::{Result, ensure};
-use moe_core::{Balance, BalanceLoss, MoeConfig, MoeDevice, Scalar, Sizes};
+use moe_core::{AdamWOptions, MoeConfig, MoeDevice, Scalar};
 use ndarray::Array2;
 
 /// What is run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ReplayConfig {
-    /// sizes of the MoE layers
-    pub sizes: Sizes,
+    /// every MoE layer
+    pub moe: MoeConfig,
     /// number of layers
     pub layers: usize,
     /// added to the mean square in norms
     pub epsilon: f64,
-    /// coefficient of the sequence-wise loss
-    pub sequence_loss: f32,
-    /// step of the selection bias
-    pub bias_rate: f32,
     /// learning rate, the same in every step
     pub lr: f64,
+    /// what else the optimizer needs
+    pub adam: AdamWOptions,
     /// largest norm of the gradient; 0 for no limit
     pub clip: f64,
     /// sequences of a batch
@@ -40,13 +38,15 @@ pub struct ReplayConfig {
 pub struct ReplayStep {
     /// mean cross-entropy in nats, without auxiliary losses
     pub loss: f64,
-    /// auxiliary loss of each layer
-    pub auxiliary: Vec<f64>,
+    /// load-balancing loss of each layer
+    pub balance_loss: Vec<f64>,
+    /// z-loss of each layer
+    pub z_loss: Vec<f64>,
     /// norm of all gradients, before clipping
     pub grad_norm: f64,
     /// slots of each expert of each layer
     pub counts: Vec<Vec<u32>>,
-    /// selection bias of each expert of each layer, after the step
+    /// selection bias of each expert of each layer, after the step; empty without one
     pub bias: Vec<Vec<f64>>,
     /// gradients of the losses together, before clipping
     pub gradients: TensorMap,
@@ -68,23 +68,20 @@ impl<R: Real> Replay<R> {
         config: &ReplayConfig,
         weights: &mut TensorMap,
     ) -> Result<Self> {
-        let ReplayConfig { sizes, layers, epsilon, .. } = *config;
-        let mut moe = MoeConfig::new(sizes)?;
-        moe.selection_bias = true;
-        let loss = Some(BalanceLoss::Sequence(config.sequence_loss));
-        moe.balance = Balance { loss, bias_rate: config.bias_rate, ..Balance::default() };
+        let ReplayConfig { moe, layers, epsilon, adam, .. } = *config;
         let blocks = BlocksConfig {
             moe,
             layers,
             max_tokens: config.sequences * config.length,
             max_sequences: config.sequences,
             seed: 0,
+            adam,
         };
         let blocks = Box::new(DeviceBlocks::<D, T>::init(device, &blocks)?);
-        let dense = ModelConfig { layers, width: sizes.width, mixing: false, epsilon };
+        let dense = ModelConfig { layers, width: moe.width, mixing: false, epsilon, adam };
         let mut model = Model::init(&dense, 0, blocks);
         for layer in 0..layers {
-            join::<T>(weights, layer, sizes)?;
+            join::<T>(weights, layer, &moe)?;
         }
         model.load_weights(weights)?;
         Ok(Self { config: *config, model })
@@ -95,7 +92,7 @@ impl<R: Real> Replay<R> {
     /// # Errors
     /// If the rows have another shape, or the device fails.
     pub fn step(&mut self, rows: &Array2<u8>) -> Result<ReplayStep> {
-        let ReplayConfig { sizes, layers, lr, clip, sequences, length, .. } = self.config;
+        let ReplayConfig { moe, layers, lr, clip, sequences, length, .. } = self.config;
         let wanted = (sequences, length + 1);
         ensure!(rows.dim() == wanted, "the batch is {:?}, but {wanted:?} is wanted", rows.dim());
         let loss = self.model.forward_backward(&Batch::new(rows))?;
@@ -103,7 +100,7 @@ impl<R: Real> Replay<R> {
         let figures = self.model.figures()?;
         let mut gradients = self.model.gradients()?;
         for layer in 0..layers {
-            split::<R>(&mut gradients, layer, sizes)?;
+            split::<R>(&mut gradients, layer, &moe)?;
         }
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         self.model.update(lr, scale)?;
@@ -114,7 +111,8 @@ impl<R: Real> Replay<R> {
         }
         Ok(ReplayStep {
             loss,
-            auxiliary: figures.iter().map(|figures| figures.balance_loss).collect(),
+            balance_loss: figures.iter().map(|figures| figures.balance_loss).collect(),
+            z_loss: figures.iter().map(|figures| figures.z_loss).collect(),
             grad_norm,
             counts: figures.into_iter().map(|figures| figures.tokens_per_expert).collect(),
             bias,
@@ -124,8 +122,8 @@ impl<R: Real> Replay<R> {
 }
 
 /// Turns a layer's reference tensors into those of the layer: w1 above w3 in w13, and a bias of zeros.
-fn join<T: Scalar>(tensors: &mut TensorMap, layer: usize, sizes: Sizes) -> Result<()> {
-    let Sizes { width, hidden, experts, .. } = sizes;
+fn join<T: Scalar>(tensors: &mut TensorMap, layer: usize, moe: &MoeConfig) -> Result<()> {
+    let MoeConfig { width, hidden, experts, .. } = *moe;
     let name = |name: &str| format!("layers.{layer}.{name}");
     let (up, down) = ([experts, hidden, width], [experts, width, hidden]);
     let gate = tensors.take_values::<T>(&name("gate.weight"), &[experts, width])?;
@@ -137,13 +135,15 @@ fn join<T: Scalar>(tensors: &mut TensorMap, layer: usize, sizes: Sizes) -> Resul
     tensors.insert_values(name("moe.gate"), &[experts, width], &gate);
     tensors.insert_values(name("moe.w13"), &[experts, 2 * hidden, width], &w13);
     tensors.insert_values(name("moe.w2"), &down, &w2);
-    tensors.insert_values(name("moe.selection_bias"), &[experts], &vec![T::Acc::default(); experts]);
+    if moe.selection_bias {
+        tensors.insert_values(name("moe.selection_bias"), &[experts], &vec![T::Acc::default(); experts]);
+    }
     Ok(())
 }
 
 /// The opposite of [`join`], for gradients.
-fn split<R: Real>(tensors: &mut TensorMap, layer: usize, sizes: Sizes) -> Result<()> {
-    let Sizes { width, hidden, experts, .. } = sizes;
+fn split<R: Real>(tensors: &mut TensorMap, layer: usize, moe: &MoeConfig) -> Result<()> {
+    let MoeConfig { width, hidden, experts, .. } = *moe;
     let name = |name: &str| format!("layers.{layer}.{name}");
     let down = [experts, width, hidden];
     let gate = tensors.take_values::<R>(&name("moe.gate"), &[experts, width])?;
@@ -157,4 +157,76 @@ fn split<R: Real>(tensors: &mut TensorMap, layer: usize, sizes: Sizes) -> Result
     tensors.insert_values(name("w3"), &[experts, hidden, width], &half(1));
     tensors.insert_values(name("w2"), &down, &w2);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Case;
+    use moe_core::{Balance, BalanceLoss, Host, Sizes};
+    use std::path::Path;
+
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/train/toy_lm.safetensors");
+
+    fn near(what: &str, got: impl IntoIterator<Item = f64>, want: &[f32], tolerance: f64) {
+        let got: Vec<f64> = got.into_iter().collect();
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (got, &want) in got.into_iter().zip(want) {
+            assert!((got - f64::from(want)).abs() <= tolerance, "{what} is {got}, wanted {want}");
+        }
+    }
+
+    /// 50 steps of the reference run (torch), within its tolerances.
+    #[test]
+    fn the_model_trains_as_the_reference_does() {
+        let case = Case::read(Path::new(FILE)).unwrap();
+        let mut moe = MoeConfig::new(Sizes { width: 32, hidden: 32, experts: 8, top_k: 2 }).unwrap();
+        moe.selection_bias = true;
+        let loss = Some(BalanceLoss::Sequence(0.01));
+        moe.balance = Balance { loss, bias_rate: 1e-3, ..Balance::default() };
+        let config = ReplayConfig {
+            moe,
+            layers: 2,
+            epsilon: 1e-5,
+            lr: 3e-3,
+            adam: AdamWOptions::default(),
+            clip: 0.0,
+            sequences: 4,
+            length: 8,
+        };
+        let mut weights = TensorMap::default();
+        for name in case.names().filter_map(|name| name.strip_prefix("init.")) {
+            let tensor = case.tensor(&format!("init.{name}")).unwrap();
+            let values = tensor.floats().unwrap();
+            weights.insert_values(name, tensor.shape(), &values);
+        }
+        let mut replay = Replay::new::<Host, f32>(&Host, &config, &mut weights).unwrap();
+        weights.expect_empty().unwrap();
+
+        let tokens = case.indices("in.tokens", &[50, 4, 9], 255).unwrap();
+        let (losses, norms) =
+            (case.floats("out.loss", &[50]).unwrap(), case.floats("out.grad_norm", &[50]).unwrap());
+        let (balance, biases) =
+            (case.floats("out.aux", &[50, 2]).unwrap(), case.floats("out.bias", &[50, 2, 8]).unwrap());
+        let counts = case.indices("out.counts", &[50, 2, 8], 64).unwrap();
+        for (at, rows) in tokens.chunks(36).enumerate() {
+            let rows = Array2::from_shape_fn((4, 9), |(row, column)| rows[9 * row + column] as u8);
+            let mut step = replay.step(&rows).unwrap();
+            near("loss", [step.loss], &losses[at..=at], 1e-4);
+            near("norm", [step.grad_norm], &norms[at..=at], 1e-4);
+            near("balance loss", step.balance_loss, &balance[2 * at..][..2], 1e-5);
+            near("bias", step.bias.concat(), &biases[16 * at..][..16], 2e-6);
+            assert_eq!(step.counts.concat(), counts[16 * at..][..16], "step {at}");
+            if at == 0 {
+                for name in case.names().filter_map(|name| name.strip_prefix("grad0.")) {
+                    let tensor = case.tensor(&format!("grad0.{name}")).unwrap();
+                    let want = tensor.floats().unwrap();
+                    let largest = want.iter().fold(1e-6, |most: f32, value| most.max(value.abs()));
+                    let got = step.gradients.take_values::<f32>(name, tensor.shape()).unwrap();
+                    near(name, got.into_iter().map(f64::from), &want, 5e-5 * f64::from(largest));
+                }
+                step.gradients.expect_empty().unwrap();
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::model::storage::MakeBlocks;
 use crate::model::{Model, ModelConfig};
 use crate::text::Text;
 use anyhow::{Result, ensure};
-use moe_core::{Balance, BalanceLoss, Figures, MoeConfig, Sizes};
+use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, MoeConfig, Sizes};
 use std::time::Instant;
 
 /// Added to mean squares in norms.
@@ -85,12 +85,14 @@ impl Run {
             max_tokens: settings.batch * settings.seq,
             max_sequences: settings.batch,
             seed: settings.seed,
+            adam: AdamWOptions::default(),
         };
         let dense = ModelConfig {
             layers: settings.layers,
             width: settings.width,
             mixing: !settings.no_mixing,
             epsilon: NORM_EPSILON,
+            adam: AdamWOptions::default(),
         };
         let task = MakeBlocks { storage: settings.dtype, config: &blocks };
         let blocks = device.name.open_with(device.threads, task)??;

@@ -144,7 +144,7 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
             return Ok(Vec::new());
         };
         let length = self.sequence_length.unwrap_or(tokens);
-        ensure!(length > 0 && tokens % length == 0, "{tokens} tokens are no sequences of {length}");
+        ensure!(length > 0 && tokens.is_multiple_of(length), "{tokens} tokens are no sequences of {length}");
         Ok(vec![length; tokens / length])
     }
 }

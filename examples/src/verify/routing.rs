@@ -89,7 +89,7 @@ impl<T: Scalar<Acc = f32>> Router<T> {
     /// If there are so many experts that the gate would be too large.
     pub(crate) fn identity(tokens: usize, experts: usize, top_k: usize, rule: RouteRule) -> Result<Self> {
         ensure!(experts <= 1 << 12, "{experts} experts are too many for a gate that is the identity");
-        let one = |at: usize| if at % (experts + 1) == 0 { 1.0 } else { 0.0 };
+        let one = |at: usize| if at.is_multiple_of(experts + 1) { 1.0 } else { 0.0 };
         Ok(Self {
             dims: RouteDims { tokens, width: experts, experts, top_k, rule },
             gate: (0..experts * experts).map(|at| T::narrow(one(at))).collect(),

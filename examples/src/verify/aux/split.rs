@@ -38,7 +38,7 @@ fn own<D: MoeDevice<f32>>(rig: &Rig<D>, tokens: &Tokens, length: usize, factor: 
 /// How many parts `key` asks for; they must divide `whole`.
 fn parts(keys: &Keys<'_>, key: &str, whole: usize) -> Result<usize, FixtureError> {
     let parts = keys.count(key)?;
-    if whole % parts == 0 && whole > 0 {
+    if whole.is_multiple_of(parts) && whole > 0 {
         return Ok(parts);
     }
     Err(FixtureError::WrongKey {

@@ -22,7 +22,7 @@ pub(crate) fn check<D: MoeDevice<f32>>(rig: &Rig<D>, check: &mut Check<'_>) -> R
     let micro = keys.size_if_any("microbatches")?.unwrap_or(1);
     keys.choice("reduction", &[("mean over tokens", ())])?;
     keys.finish()?;
-    let divides = micro > 0 && count > 0 && count % micro == 0;
+    let divides = micro > 0 && count > 0 && count.is_multiple_of(micro);
     ensure!(divides, "{count} tokens cannot be split into {micro} micro-batches");
 
     let sizes =

@@ -22,6 +22,7 @@ pub(super) fn compare<T: Scalar<Acc = f32>>(
         check.same(&name("out.topk_ids"), &share.run.ids)?;
         check.same(&name("out.counts"), &share.run.counts)?;
         check.close_if_any(&name("out.topk_scores"), &share.run.weights)?;
+        check.close_if_any(&name("out.logits"), &share.run.logits)?;
         check.close_if_any(&name("out.routed_partial"), &share.routed_y)?;
         if let Some(shared) = &share.shared_y {
             check.close_if_any(&name("out.shared_partial"), shared)?;

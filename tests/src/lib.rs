@@ -28,6 +28,7 @@ mod independence;
 mod judge;
 mod launch;
 mod lengths;
+mod memory;
 mod ops;
 mod random;
 mod report;
@@ -39,6 +40,7 @@ mod views;
 pub use case::{Case, check_op};
 pub use independence::check_independence;
 pub use launch::{Outputs, Setup, launch};
+pub use memory::check_memory;
 pub use ops::{Rows, Spread};
 pub use random::Random;
 pub use report::{Failure, Report, Skip};
@@ -54,6 +56,7 @@ macro_rules! ask_all {
         /// Asks everything of every op of the layer, for storage type `T`.
         pub fn conformance<T: Scalar, D: MoeDevice<T>>(device: &D) -> Report {
             let mut report = Report::new();
+            check_memory::<T, D>(device, &mut report);
             $( check_op::<$op, T, D>(device, &mut report); )*
             check_independence::<T, D>(device, &mut report);
             report

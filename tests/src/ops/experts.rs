@@ -38,7 +38,7 @@ pub(super) const ACTIVATIONS: [Activation; 8] = [
 /// label, (tokens, fan, experts), (width, hidden), spread
 type Shape = (&'static str, (usize, usize, usize), (usize, usize), Spread);
 
-const SHAPES: [Shape; 13] = [
+const SHAPES: [Shape; 15] = [
     ("odd sizes", (13, 2, 5), (17, 11), Spread::Random),
     ("one expert per token", (9, 1, 3), (8, 16), Spread::Random),
     ("first and last expert empty", (10, 2, 6), (16, 8), Spread::Only(&[1, 3])),
@@ -50,6 +50,8 @@ const SHAPES: [Shape; 13] = [
     ("some slots dropped", (15, 3, 4), (12, 10), Spread::Dropping),
     ("no experts", (3, 1, 0), (4, 4), Spread::Nowhere),
     ("many small experts", (20, 2, 40), (9, 4), Spread::Random),
+    ("no hidden width", (5, 1, 2), (4, 0), Spread::Random),
+    ("no width", (5, 1, 2), (0, 3), Spread::Random),
     ("across tiles", (140, 1, 2), (130, 70), Spread::Only(&[1, 0])),
     ("multiples of tiles", (64, 2, 2), (64, 32), Spread::Random),
 ];

@@ -1,4 +1,5 @@
 //! The conformance suite on the devices of this repository.
 
+mod cpu;
 mod host;
 mod suite;

@@ -51,7 +51,8 @@ pub fn verify<D: AnyDevice>(
             Entry::File(path) => match Case::read(&path) {
                 Ok(case) => Line { outcome: verify_case(device, &case), name: case.name },
                 Err(error) => {
-                    Line { name: shown(&path, folder), outcome: Outcome::Failed(error.to_string()) }
+                    let why = format!("{:#}", anyhow::Error::from(error));
+                    Line { name: shown(&path, folder), outcome: Outcome::Failed(why) }
                 }
             },
         };

@@ -2,7 +2,7 @@
 
 use super::pass::Timing;
 use super::{Options, Pass, Shape};
-use moe_core::{Elem, Scalar, Trace};
+use moe_core::{Scalar, Trace};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 

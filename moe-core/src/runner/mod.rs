@@ -181,8 +181,13 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         self.session.device()
     }
 
+    /// Stream, trace, and copies between host and device.
+    pub fn session(&self) -> &Session<D> {
+        &self.session
+    }
+
     /// Stream and scratch, to run ops of one's own between the layer's stages.
-    pub fn session(&mut self) -> &mut Session<D> {
+    pub fn session_mut(&mut self) -> &mut Session<D> {
         &mut self.session
     }
 

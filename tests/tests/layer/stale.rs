@@ -24,7 +24,7 @@ fn a_fault_makes_stale<T: Scalar, D: MoeDevice<T>>(device: &D) {
     runner.forward_train(&layer, &rows, &mut saved, &mut y).expect("a fresh layer");
 
     let id = ops::AdamW::<T>::ID;
-    runner.session().trace_mut().fail(id, 2);
+    runner.session_mut().trace_mut().fail(id, 2);
     let error = adam.step(&mut runner, &mut layer, &mut grads, 0.1).expect_err("a fault was planned");
     assert!(matches!(error, Error::Injected(op) if op == id), "{error}");
 
@@ -43,7 +43,7 @@ fn a_fault_while_packing_makes_the_layer_stale_too() {
     let (device, config) = (cpu(1), config());
     let mut layer: MoeLayer<_, f32> = layer(&device, &config);
     let mut runner = Runner::new(&device, &config, 4).expect("a runner");
-    runner.session().trace_mut().fail(PackWeights::<f32>::ID, 1);
+    runner.session_mut().trace_mut().fail(PackWeights::<f32>::ID, 1);
     let result = layer.update(&mut runner, |_, _| Ok(()));
     assert!(matches!(result, Err(Error::Injected(_))));
     let x = runner.rows(2, WIDTH).expect("x");
@@ -129,9 +129,9 @@ fn the_planned_fault_comes_once_and_at_its_op_alone() {
     let mut runner = Runner::new(&HOST, &config, 4).expect("a runner");
     let x = runner.rows(2, WIDTH).expect("x");
     let mut y = runner.like(&x).expect("y");
-    runner.session().trace_mut().fail(other, 0);
+    runner.session_mut().trace_mut().fail(other, 0);
     runner.forward(&layer, &x, &mut y).expect("another op's fault");
-    runner.session().trace_mut().fail(ops::Combine::<f32>::ID, 0);
+    runner.session_mut().trace_mut().fail(ops::Combine::<f32>::ID, 0);
     assert!(matches!(runner.forward(&layer, &x, &mut y), Err(Error::Injected(_))));
     runner.forward(&layer, &x, &mut y).expect("the fault is over");
 }

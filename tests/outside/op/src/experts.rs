@@ -34,7 +34,7 @@ impl<T: Scalar, D: MoeDevice<T> + Kernel<ReGlu<T>> + Kernel<ReGluBwd<T>>> Expert
     pub fn new(runner: &mut Runner<D, T>, config: &MoeConfig) -> Result<Self, Error<D::Error>> {
         let MoeConfig { width, hidden, experts, top_k, .. } = *config;
         let slots = runner.limits().tokens * top_k;
-        let session = runner.session();
+        let session = runner.session_mut();
         Ok(Self {
             config: *config,
             z: session.alloc(slots * 2 * hidden)?,
@@ -75,7 +75,7 @@ impl<T: Scalar, D: MoeDevice<T> + Kernel<ReGlu<T>> + Kernel<ReGluBwd<T>>> Expert
     ) -> Result<(), Error<D::Error>> {
         let (routing, weights) = (saved.routing(), layer.weights()?);
         let (up, middle, down) = self.dims(routing.tokens());
-        let session = runner.session();
+        let session = runner.session_mut();
         let args = ExpertUpArgs {
             x: x.view(),
             index: Some(routing.slot_of_row()?),
@@ -124,7 +124,7 @@ impl<T: Scalar, D: MoeDevice<T> + Kernel<ReGlu<T>> + Kernel<ReGluBwd<T>>> Expert
     ) -> Result<(), Error<D::Error>> {
         let (routing, weights) = (saved.routing(), layer.weights()?);
         let (up, middle, down) = self.dims(routing.tokens());
-        let session = runner.session();
+        let session = runner.session_mut();
         // Behind a linear activation h is a, and the gradient at its input is da.
         let args = ExpertDownBwdArgs {
             dout: dy.view(),

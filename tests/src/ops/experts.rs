@@ -67,6 +67,7 @@ pub(super) fn patterns(random: &mut Random) -> Vec<Pattern> {
                 let mut pattern = indexed(random, &label, (7, 2, 3), (9, 5), Spread::Random);
                 (pattern.dims.activation, pattern.scores, pattern.biased) = (activation, scores, biased);
                 pattern.scattered = biased;
+                pattern.dims.bias_shares = if activation.gated() { 3 } else { 1 };
                 all.push(pattern);
             }
         }
@@ -75,7 +76,7 @@ pub(super) fn patterns(random: &mut Random) -> Vec<Pattern> {
         let mut pattern = indexed(random, label, counts, sizes, spread);
         (pattern.scores, pattern.biased) = (orders[nth % 3], nth % 2 == 0);
         pattern.scattered = nth % 4 == 1;
-        pattern.dims.bias_shares = 1 + nth % 2;
+        pattern.dims.bias_shares = 1 + nth / 2 % 2;
         all.push(pattern);
     }
     for (nth, scores) in orders.into_iter().enumerate() {

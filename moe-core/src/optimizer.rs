@@ -58,12 +58,12 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_options(layer: &MoeLayer<D, T>, options: AdamWOptions) -> Result<Self, Error<D::Error>> {
-        let (session, config) = (&layer.session, layer.config);
+        let (session, config, weights) = (&layer.session, layer.config, layer.weights()?);
         let zeroed = || Tensors::<D, T::Acc>::zeroed(session.device(), session.stream(), &config);
         let mut master = None;
         if T::DTYPE != T::Acc::DTYPE {
             let mut tensors = zeroed()?;
-            for (from, to) in layer.weights()?.list().into_iter().zip(tensors.list_mut()) {
+            for (from, to) in weights.list().into_iter().zip(tensors.list_mut()) {
                 if let (Some(from), Some(to)) = (from, to) {
                     widen::<T, D>(session, from, to)?;
                 }
@@ -81,7 +81,7 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
         self.steps
     }
 
-    /// One optimizer step: selection bias, weights, packing; empties `grads`.
+    /// One optimizer step: weights, packing, selection bias; empties `grads`.
     ///
     /// # Errors
     /// [`Error::State`] if `grads` are empty or of another layer; [`Error::Device`]. After an error in the middle the layer
@@ -114,13 +114,16 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
         if self.config.tensors() != layer.config.tensors() {
             return Err(Error::State("this optimizer was made for a layer of other sizes"));
         }
+        let sizes = layer.config.tensors().map(|spec| spec.map(|spec| spec.len()));
+        if sizes != grads.weights.list().map(|grad| grad.map(|grad| whole::<D, T::Acc>(grad).len())) {
+            return Err(Error::State("these gradients are those of a layer of other sizes"));
+        }
         let device = runner.device().clone();
         device.enter(|| {
             let AdamWOptions { beta1, beta2, eps, weight_decay } = self.options;
             let step = self.steps + 1;
             let settings = AdamWSettings { lr, beta1, beta2, eps, weight_decay, step, scale };
             let Self { settings: buffer, master, m, v, .. } = self;
-            layer.balance(runner, grads)?;
             layer.update(runner, |weights, session| {
                 session.upload(&settings.words::<T::Acc>(), whole_mut::<D, T::Acc>(buffer))?;
                 let mut masters = master.as_mut().map(Tensors::list_mut);
@@ -144,6 +147,8 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
                 }
                 Ok(())
             })?;
+            // Last, so that a step which failed above and is tried again moves the bias once.
+            layer.balance(runner, grads)?;
             self.steps = step;
             grads.clear();
             Ok(())
@@ -187,13 +192,13 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
         let mut adam = Self::with_options(layer, options)?;
         let mut tensors: Vec<StateTensor> = tensors.into_iter().collect();
         let steps = take(&mut tensors, STEPS)?;
-        match bytemuck::pod_collect_to_vec::<u8, u32>(&steps.bytes)[..] {
-            [low, high] if steps.dtype == DType::U32 => adam.steps = u64::from(low) | u64::from(high) << 32,
-            _ => {
-                let problem = "wanted 2 values of u32".to_owned();
-                return Err(Error::Checkpoint { name: steps.name, problem });
-            }
+        let StateTensor { name, shape, dtype, bytes } = steps;
+        if dtype != DType::U32 || shape != [2] || bytes.len() != 8 {
+            let problem = format!("wanted u32 [2] in 8 bytes, got {dtype} {shape:?} in {}", bytes.len());
+            return Err(Error::Checkpoint { name, problem });
         }
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        adam.steps = u64::from(words[0]) | u64::from(words[1]) << 32;
         let sets = [("m", Some(&mut adam.m)), ("v", Some(&mut adam.v)), ("master", adam.master.as_mut())];
         for (set, buffers) in sets {
             let Some(buffers) = buffers else { continue };

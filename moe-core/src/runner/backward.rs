@@ -133,6 +133,8 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         self.shared_backward(step, space, saved, grads)?;
         if step.with_router {
             self.router_backward(step, space, saved, grads)?;
+        } else if !step.accumulate {
+            self.router_absent(step, space, saved, grads)?;
         }
         let len = step.plan.tokens * width;
         let shared_gate = space.shared.as_ref().and_then(|shared| shared.gate.as_ref());

@@ -280,4 +280,36 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         };
         self.session.run::<GateBwd<T>>(&plan.gate_bwd(*accumulate), args)
     }
+
+    /// Overwrites the gradients of gate and gate bias, and the load, with those of no tokens.
+    pub(super) fn router_absent(
+        &mut self,
+        step: &Step<'_, D, T>,
+        space: &mut Backward<D, T>,
+        saved: &Saved<D, T>,
+        grads: &mut Grads<D, T>,
+    ) -> Result<(), Error<D::Error>> {
+        let (layer, plan) = (step.layer, Plan::new(&step.plan.config, 0, 0));
+        let args = RouteBwdArgs {
+            logits: first::<D, T::Acc>(&saved.routing.logits, 0)?,
+            ids: first::<D, u32>(&saved.routing.ids, 0)?,
+            dweights: first::<D, T::Acc>(&space.ds, 0)?,
+            row_of_slot: None,
+            aux: None,
+            z_factor: None,
+            load: Some(whole_mut::<D, u32>(&mut grads.load)),
+            dlogits: first_mut::<D, T::Acc>(&mut space.dlogits, 0)?,
+        };
+        self.session.run::<RouteBwd<T>>(&plan.route_bwd(false), args)?;
+        let args = GateBwdArgs {
+            dlogits: first::<D, T::Acc>(&space.dlogits, 0)?,
+            x: step.x.view().slice(0..0)?,
+            gate: layer.packed.0.gate.weight(&layer.weights.gate),
+            stamp: layer.config.rule.jitter.map(|_| whole::<D, u32>(&saved.routing.stamp)),
+            dx: first_mut::<D, T>(&mut space.gate_dx, 0)?,
+            dgate: whole_mut::<D, T::Acc>(&mut grads.weights.gate),
+            dbias: grads.weights.gate_bias.as_mut().map(whole_mut::<D, T::Acc>),
+        };
+        self.session.run::<GateBwd<T>>(&plan.gate_bwd(false), args)
+    }
 }

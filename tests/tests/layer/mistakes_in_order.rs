@@ -104,3 +104,14 @@ fn batch_wise_balancing_in_a_pipeline_is_refused_with_the_reason() {
     setup.train().expect("the step's counts are given");
     setup.still_works();
 }
+
+#[test]
+fn gradients_of_another_layer_leave_the_weights_usable() {
+    let mut setup = Setup::new(&plain());
+    let mut other = Setup::new(&changed(plain(), |c| c.experts = EXPERTS - 1));
+    other.still_works();
+    let mut adam = AdamW::new(&setup.layer).expect("an optimizer");
+    let result = adam.step(&mut setup.runner, &mut setup.layer, &mut other.grads, 0.1);
+    assert!(matches!(result, Err(Error::State(_) | Error::Shape(_))), "{result:?}");
+    setup.still_works();
+}

@@ -3,7 +3,9 @@
 use crate::devices::HOST;
 use crate::step::{layer, tensor};
 use crate::variants::{changed, plain};
-use moe_core::{DType, Error, Host, HostError, MoeConfig, MoeLayer, SharedExperts, StateTensor};
+use moe_core::{
+    AdamW, AdamWOptions, DType, Error, Host, HostError, MoeConfig, MoeLayer, SharedExperts, StateTensor,
+};
 
 fn config() -> MoeConfig {
     changed(plain(), |c| {
@@ -76,4 +78,13 @@ fn the_order_of_tensors_does_not_matter() {
     state.reverse();
     let loaded = MoeLayer::<Host, f32>::from_state(&HOST, &config(), state).expect("every tensor is there");
     assert_eq!(*tensor(&mut loaded.state().expect("a state"), "w2"), kept);
+}
+
+#[test]
+fn an_optimizer_names_the_tensor_that_is_wrong() {
+    let layer: MoeLayer<_, half::bf16> = layer(&HOST, &config());
+    let state = AdamW::new(&layer).and_then(|adam| adam.state(&layer)).expect("a state");
+    assert_eq!(state.len(), 1 + 3 * 9);
+    let options = AdamWOptions::default();
+    every_tensor_matters(&state, |state| problem(AdamW::from_state(&layer, options, state)));
 }

@@ -89,3 +89,21 @@ fn first_overwrites<T: Scalar, D: MoeDevice<T>>(device: &D) {
     }
 }
 on_every_device!(the_first_backward_after_clear_overwrites_everything => first_overwrites);
+
+#[test]
+fn after_clear_a_backward_of_the_experts_alone_leaves_no_old_gradient_of_the_gate() {
+    let config = variants()[0].1;
+    let layer: MoeLayer<_, f32> = layer(&HOST, &config);
+    let mut runner = Runner::new(&HOST, &config, 4).expect("a runner");
+    let mut grads = layer.grads().expect("gradients");
+    let (x, dy) = (tokens(1, 4, WIDTH), tokens(2, 4, WIDTH));
+    step_with(&mut runner, &layer, &mut grads, &stamped(), x.view(), dy.view());
+    grads.clear();
+    let mut saved = runner.saved(&config).expect("room");
+    let (x, dy) = (runner.upload(x.view()).expect("x"), runner.upload(dy.view()).expect("dy"));
+    let (mut y, mut dx) = (runner.like(&x).expect("y"), runner.like(&x).expect("dx"));
+    runner.forward_train(&layer, &x, &mut saved, &mut y).expect("forward");
+    runner.experts_backward(&layer, &x, &mut saved, &dy, &mut dx, &mut grads).expect("backward");
+    assert!(grads.weights.gate.iter().all(|gradient| *gradient == 0.0), "{:?}", grads.weights.gate);
+    assert!(grads.load.iter().all(|count| *count == 0), "{:?}", grads.load);
+}

@@ -119,6 +119,7 @@ fn inference_only<T: Scalar, D: MoeDevice<T>>(device: &D) {
     refused(served.weights().map(|_| ()));
     refused(served.state().map(|_| ()));
     refused(runner.route(&served, &x, &mut saved));
+    refused(AdamW::new(&served).map(|_| ()));
 }
 on_every_device!(a_layer_made_for_inference_runs_forward_alone => inference_only);
 

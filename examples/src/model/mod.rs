@@ -31,11 +31,13 @@ use moe_core::{AdamWOptions, Figures};
 use ndarray::{Array2, ArrayView2};
 
 /// Number of different bytes.
-const VOCABULARY: usize = 256;
+pub const VOCABULARY: usize = 256;
 
 /// The sizes of the dense parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// number of different tokens, at most [`VOCABULARY`]
+    pub vocabulary: usize,
     /// number of layers
     pub layers: usize,
     /// length of a token's row
@@ -73,7 +75,7 @@ impl<R: Real> Model<R> {
     /// Random dense weights around the given MoE layers.
     pub fn init(config: &ModelConfig, seed: u64, blocks: Box<dyn Blocks<R>>) -> Self {
         let rng = &mut Rng::new(seed, 0);
-        let width = config.width;
+        let ModelConfig { vocabulary, width, .. } = *config;
         let out_scale = 1.0 / (2.0 * config.layers as f64).sqrt();
         let layers = (0..config.layers)
             .map(|_| Layer {
@@ -82,10 +84,10 @@ impl<R: Real> Model<R> {
             })
             .collect();
         Self {
-            embed: Matrix::normal((VOCABULARY, width), 0.5, rng),
+            embed: Matrix::normal((vocabulary, width), 0.5, rng),
             layers,
             norm: RmsNorm::new(width, config.epsilon),
-            head: Matrix::normal((VOCABULARY, width), 0.5 / (width as f64).sqrt(), rng),
+            head: Matrix::normal((vocabulary, width), 0.5 / (width as f64).sqrt(), rng),
             blocks,
             adam: config.adam,
             step: 0,
@@ -239,7 +241,8 @@ mod tests {
         let adam = AdamWOptions::default();
         let blocks = BlocksConfig { moe, layers: LAYERS, max_tokens: 12, max_sequences: 3, seed: 1, adam };
         let blocks = Box::new(DeviceBlocks::<Host, f64>::init(&Host, &blocks).unwrap());
-        let config = ModelConfig { layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5, adam };
+        let config =
+            ModelConfig { vocabulary: 256, layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5, adam };
         let rows = Array2::from_shape_fn((3, 5), |(row, at)| b"a fine batch, it is"[4 * row + at]);
         (Model::init(&config, 2, blocks), Batch::new(&rows))
     }

@@ -7,7 +7,7 @@ use super::schedule;
 use crate::device::DeviceName;
 use crate::model::device_blocks::BlocksConfig;
 use crate::model::storage::MakeBlocks;
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelConfig, VOCABULARY};
 use crate::text::Text;
 use anyhow::{Result, ensure};
 use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, MoeConfig, Sizes};
@@ -88,6 +88,7 @@ impl Run {
             adam: AdamWOptions::default(),
         };
         let dense = ModelConfig {
+            vocabulary: VOCABULARY,
             layers: settings.layers,
             width: settings.width,
             mixing: !settings.no_mixing,

@@ -111,6 +111,11 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
     /// # Errors
     /// The library's.
     pub(crate) fn load<D: MoeDevice<T>>(&self, device: &D, config: &MoeConfig) -> Result<MoeLayer<D, T>> {
+        Ok(MoeLayer::from_state(device, config, self.state(config))?)
+    }
+
+    /// The weights and the selection bias as the library names them.
+    pub(crate) fn state(&self, config: &MoeConfig) -> Vec<StateTensor> {
         let shared = self.shared.as_ref();
         let weights: [Option<&[T]>; moe_core::TENSORS] = [
             Some(&self.router.gate),
@@ -132,7 +137,7 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
         if let Some(bias) = &self.router.expert_bias {
             state.push(tensor("selection_bias", &[bias.len()], bias));
         }
-        Ok(MoeLayer::from_state(device, config, state)?)
+        state
     }
 
     /// Lengths of the sequences of `tokens` tokens, if a loss asks for them.

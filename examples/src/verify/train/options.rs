@@ -1,9 +1,12 @@
 //! What a training run is made of.
 
 use crate::fixture::{Case, Keys};
-use crate::verify::layer_spec::LayerSpec;
-use anyhow::{Result, ensure};
-use moe_core::AdamWOptions;
+use crate::model::replay::ReplayConfig;
+use crate::model::tensors::TensorMap;
+use crate::verify::layer_spec::{LayerSpec, TensorList, named};
+use crate::verify::weights::Named;
+use anyhow::{Context, Result, ensure};
+use moe_core::{AdamWOptions, MemoryPolicy, MoeConfig};
 
 /// The configuration of a run.
 pub(super) struct Options {
@@ -77,5 +80,83 @@ impl Options {
         spec.router.expert_bias.get_or_insert_with(|| vec![0.0; spec.experts.experts]);
         spec.balance.bias_rate = keys.number("bias_coeff", 0.0)? as f32;
         Ok(spec)
+    }
+
+    /// The configuration that all layers have.
+    fn moe(&self) -> Result<MoeConfig> {
+        let first = self.layers.first().context("the model has no layers")?.config(MemoryPolicy::Keep)?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            ensure!(layer.config(MemoryPolicy::Keep)? == first, "layer {at} is not like layer 0");
+        }
+        Ok(first)
+    }
+
+    /// The run.
+    ///
+    /// # Errors
+    /// If the library does not allow it, or the layers are not alike.
+    pub(super) fn replay(&self) -> Result<ReplayConfig> {
+        Ok(ReplayConfig {
+            moe: self.moe()?,
+            vocabulary: self.vocabulary,
+            layers: self.layers.len(),
+            epsilon: self.norm_eps,
+            lr: self.lr,
+            adam: self.adam,
+            clip: self.clip,
+            sequences: self.sequences,
+            length: self.length,
+        })
+    }
+
+    /// The first weights, as the run names them.
+    ///
+    /// # Errors
+    /// Fixture errors, and those of [`replay`](Self::replay).
+    pub(super) fn weights(&self, case: &Case) -> Result<TensorMap> {
+        let moe = self.moe()?;
+        let mut weights = TensorMap::default();
+        for (name, shape) in self.dense() {
+            let values = case.scalars::<f32>(&format!("init.{name}"), &shape)?;
+            weights.insert_values(name, &shape, &values);
+        }
+        for (at, layer) in self.layers.iter().enumerate() {
+            weights.insert_all(&format!("layers.{at}.moe."), layer.state(&moe));
+        }
+        Ok(weights)
+    }
+
+    /// Weights or gradients of the run, by the names and in the layouts of files. Takes them out of `tensors`.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape, and those of [`replay`](Self::replay).
+    pub(super) fn named(&self, tensors: &mut TensorMap) -> Result<Named> {
+        let moe = self.moe()?;
+        let mut all = Vec::new();
+        for (name, shape) in self.dense() {
+            let values = tensors.take_values(&name, &shape)?;
+            all.push((name, values));
+        }
+        for (at, layer) in self.layers.iter().enumerate() {
+            let mut list: TensorList = [const { None }; moe_core::TENSORS];
+            for (values, spec) in list.iter_mut().zip(&moe.tensors()) {
+                if let Some(spec) = spec {
+                    let name = format!("layers.{at}.moe.{}", spec.name);
+                    *values = Some(tensors.take_values(&name, spec.shape())?);
+                }
+            }
+            let tensors = named(layer, &list)?;
+            all.extend(tensors.into_iter().map(|(name, values)| (format!("layers.{at}.{name}"), values)));
+        }
+        Ok(all)
+    }
+
+    /// Names and shapes of the dense parts' weights.
+    fn dense(&self) -> Vec<(String, Vec<usize>)> {
+        let norm = |name: String| (name, vec![self.width]);
+        let table = |name: &str| (name.to_owned(), vec![self.vocabulary, self.width]);
+        let mut all = vec![table("embed.weight"), table("head.weight"), norm("norm.weight".to_owned())];
+        all.extend((0..self.layers.len()).map(|at| norm(format!("layers.{at}.norm.weight"))));
+        all
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct LayerRun<T> {
     pub(crate) shared: Option<Vec<T>>,
     /// (tokens, width)
     pub(crate) dx: Vec<T>,
+    /// (tokens, top_k): the gradient of the weights
+    pub(crate) dweights: Vec<f32>,
     /// gradients in the order of `MoeConfig::tensors`
     pub(crate) gradients: TensorList,
     /// the load-balancing loss
@@ -71,8 +73,8 @@ pub(crate) fn run_layer<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
 
     runner.forward_train(&layer, &x, &mut saved, &mut y)?;
     let routing = saved.routing();
-    let (logits, ids) = (read(&mut runner, routing.logits()?)?, read(&mut runner, routing.ids()?)?);
-    let weights = read(&mut runner, routing.weights()?)?;
+    let (logits, ids) = (read(&runner, routing.logits()?)?, read(&runner, routing.ids()?)?);
+    let weights = read(&runner, routing.weights()?)?;
     let figures = runner.figures(&saved)?;
     let slots = tokens * config.top_k;
     let (routed, dropped) = (figures.routed, figures.dropped);
@@ -80,7 +82,8 @@ pub(crate) fn run_layer<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     ensure!(dropped == 0, "{dropped} slots dropped by a layer without a capacity");
     let outputs = flat(&runner, &y)?;
     runner.backward(&layer, &x, &mut saved, &dout, &mut dx, &mut grads)?;
-    let gradients = read_all(&mut runner, &grads.weights)?;
+    let dweights = read(&runner, runner.dweights(&saved)?)?;
+    let gradients = read_all(&runner, &grads.weights)?;
     let dx = flat(&runner, &dx)?;
     runner.forward(&layer, &x, &mut y)?;
     let inference = flat(&runner, &y)?;
@@ -97,6 +100,7 @@ pub(crate) fn run_layer<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
         inference,
         shared,
         dx,
+        dweights,
         gradients,
         balance_loss: figures.balance_loss as f32,
         z_loss: figures.z_loss as f32,
@@ -147,7 +151,7 @@ pub(crate) fn run_shared<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     let (mut y, mut dx) = (runner.like(&x)?, runner.like(&x)?);
     let y = shared_alone(&mut runner, &layer, &x, &mut saved, &mut y)?;
     runner.experts_backward(&layer, &x, &mut saved, &dout, &mut dx, &mut grads)?;
-    let gradients = read_all(&mut runner, &grads.weights)?;
+    let gradients = read_all(&runner, &grads.weights)?;
     Ok(SharedRun { y, dx: flat(&runner, &dx)?, gradients })
 }
 
@@ -157,18 +161,15 @@ fn flat<T: Scalar, D: MoeDevice<T>>(runner: &Runner<D, T>, rows: &Rows<D, T>) ->
 }
 
 /// Values of a view on the host.
-fn read<T: Scalar, D: MoeDevice<T>, E: Elem>(
-    runner: &mut Runner<D, T>,
-    view: In<'_, D, E>,
-) -> Result<Vec<E>> {
+fn read<T: Scalar, D: MoeDevice<T>, E: Elem>(runner: &Runner<D, T>, view: In<'_, D, E>) -> Result<Vec<E>> {
     let mut values = vec![E::default(); view.len()];
     runner.session().download(view, &mut values)?;
     Ok(values)
 }
 
 /// All tensors on the host, in the order of `MoeConfig::tensors`.
-pub(crate) fn read_all<T: Scalar, D: MoeDevice<T>, E: Elem>(
-    runner: &mut Runner<D, T>,
+fn read_all<T: Scalar, D: MoeDevice<T>, E: Elem>(
+    runner: &Runner<D, T>,
     tensors: &Tensors<D, E>,
 ) -> Result<[Option<Vec<E>>; moe_core::TENSORS]> {
     let mut all = [const { None }; moe_core::TENSORS];

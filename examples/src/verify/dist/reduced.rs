@@ -39,7 +39,7 @@ pub(super) fn compare<T: Scalar<Acc = f32>>(
         check.close(&name("out.y"), &y)?;
         check.close(&name("grad.x"), &dx)?;
         check.close_if_any(&name("grad_partial.x"), &share.dx)?;
-        check.uncompared_if_any(&name("grad_partial.topk_scores"));
+        check.close_if_any(&name("grad_partial.topk_scores"), &share.run.dweights)?;
 
         let partial = partial(spec, layout, shares, process);
         for (tensor, values) in named(&share.spec, &partial)? {

@@ -3,7 +3,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use moe_core::ndarray::Array2;
-use moe_core::{Accum, Device, Elem, MoeConfig, MoeDevice, MoeLayer, Runner, Scalar, Sizes};
+use moe_core::{Accum, Device, MoeConfig, MoeDevice, MoeLayer, Runner, Scalar, Sizes};
 use moe_cpu::Cpu;
 use std::error::Error;
 

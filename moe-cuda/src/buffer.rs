@@ -1,0 +1,122 @@
+//! Memory on the GPU: it belongs to one stream, and is freed behind that stream's work.
+
+use crate::driver::{Context, check};
+use crate::error::CudaError;
+use crate::stream::Stream;
+use cudarc::driver::sys::{
+    self, CUmemAllocationType, CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult,
+};
+use moe_core::Elem;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Memory from which buffers come. Kept until the device is closed, so that a freed buffer's memory is quickly had again.
+pub(crate) struct Pool {
+    context: Arc<Context>,
+    raw: CUmemoryPool,
+}
+
+// SAFETY: the driver takes calls for a pool from any thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        context.bind()?;
+        // SAFETY: a struct of integers and pointers, for which zeros are valid.
+        let mut props: CUmemPoolProps = unsafe { std::mem::zeroed() };
+        props.allocType = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+        props.location.type_ = CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        props.location.id = context.device();
+        let (mut raw, mut keep) = (null_mut(), u64::MAX);
+        let key = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: a context is current, the pointers are valid, the attribute is a 64-bit number.
+        unsafe {
+            check("cuMemPoolCreate", sys::cuMemPoolCreate(&mut raw, &props))?;
+            check("cuMemPoolSetAttribute", sys::cuMemPoolSetAttribute(raw, key, (&raw mut keep).cast()))?;
+        }
+        Ok(Self { context: context.clone(), raw })
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: blocks hold the pool, so all are freed. A failure leaves nothing to do.
+        let _ = self.context.bind().map(|()| unsafe { sys::cuMemPoolDestroy(self.raw) });
+    }
+}
+
+/// Bytes on the GPU, shared by a buffer and the graphs that use it.
+pub(crate) struct Block {
+    pointer: u64,
+    owner: Mutex<Stream>,
+    owner_id: AtomicU64,
+    _pool: Arc<Pool>,
+}
+
+impl Block {
+    pub(crate) fn belongs_to(&self, stream: &Stream) -> bool {
+        self.owner_id.load(Ordering::Acquire) == stream.0.id
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).0.free(self.pointer);
+    }
+}
+
+/// Elements on the GPU. It belongs to the stream that it was allocated on until
+/// [`hand_over`](moe_core::Device::hand_over).
+pub struct Buffer<T> {
+    pub(crate) block: Arc<Block>,
+    pub(crate) len: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Elem> Buffer<T> {
+    pub(crate) fn zeroed(pool: &Arc<Pool>, stream: &Stream, len: usize) -> Result<Self, CudaError> {
+        stream.outside_capture("an allocation")?;
+        let full = || CudaError::Memory { len, dtype: T::DTYPE };
+        // An empty buffer has an address too: null stands for an argument that is absent.
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(full)?.max(16);
+        pool.context.bind()?;
+        let mut pointer = 0;
+        // SAFETY: a context is current, the pointer is valid.
+        let code = unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer, bytes, pool.raw, stream.0.raw) };
+        if matches!(code, CUresult::CUDA_ERROR_OUT_OF_MEMORY | CUresult::CUDA_ERROR_INVALID_VALUE) {
+            return Err(full());
+        }
+        check("cuMemAllocFromPoolAsync", code)?;
+        let block = Block {
+            pointer,
+            owner: Mutex::new(stream.clone()),
+            owner_id: AtomicU64::new(stream.0.id),
+            _pool: pool.clone(),
+        };
+        // SAFETY: `bytes` were allocated at `pointer`, in order before this.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, stream.0.raw) })?;
+        Ok(Self { block: Arc::new(block), len, elements: PhantomData })
+    }
+
+    /// Address of element `start`.
+    pub(crate) fn address(&self, start: usize) -> u64 {
+        self.block.pointer + (start * size_of::<T>()) as u64
+    }
+
+    pub(crate) fn give_to(&mut self, stream: &Stream) {
+        let mut owner = self.block.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        *owner = stream.clone();
+        self.block.owner_id.store(stream.0.id, Ordering::Release);
+    }
+}
+
+impl<T: Elem> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("len", &self.len).field("dtype", &T::DTYPE).finish()
+    }
+}

@@ -1,0 +1,160 @@
+//! Call: an op's arguments as addresses, and the launch of its kernels.
+
+use crate::buffer::Buffer;
+use crate::device::Cuda;
+use crate::driver::check;
+use crate::error::CudaError;
+use crate::stream::Stream;
+use cudarc::driver::sys::{self, CUlaunchConfig};
+use moe_core::ops::Weight;
+use moe_core::{Elem, In, Op, Out, Scalar, ShapeError};
+use std::marker::PhantomData;
+use std::ptr::{from_ref, null_mut};
+
+/// An address on the GPU; 0 stands for an argument that is absent.
+pub(crate) type Address = u64;
+
+/// What kernels take: one struct, equal to its twin in `kernels/`.
+///
+/// # Safety
+/// `#[repr(C)]`, of addresses and numbers, with the fields of the kernel's struct in its order.
+pub(crate) unsafe trait Params: Copy {}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: u32,
+    /// bytes of dynamic shared memory
+    pub(crate) shared: u32,
+}
+
+impl Grid {
+    pub(crate) fn new(blocks: usize, threads: u32) -> Self {
+        Self::of([blocks, 1, 1], threads)
+    }
+
+    /// The check of an op's sizes keeps every number within what the driver takes.
+    pub(crate) fn of(blocks: [usize; 3], threads: u32) -> Self {
+        let blocks = blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        Self { blocks, threads, shared: 0 }
+    }
+
+    pub(crate) fn shared(self, shared: u32) -> Self {
+        Self { shared, ..self }
+    }
+}
+
+/// One launch of op `O`.
+pub(crate) struct Call<'a, O> {
+    pub(crate) cuda: &'a Cuda,
+    stream: &'a Stream,
+    op: PhantomData<O>,
+}
+
+impl<'a, O: Op> Call<'a, O> {
+    pub(crate) fn new(cuda: &'a Cuda, stream: &'a Stream) -> Result<Self, CudaError> {
+        cuda.context().bind()?;
+        Ok(Self { cuda, stream, op: PhantomData })
+    }
+
+    fn uses<T: Elem>(
+        &self,
+        what: &'static str,
+        buffer: &Buffer<T>,
+        start: usize,
+    ) -> Result<Address, CudaError> {
+        if !buffer.block.belongs_to(self.stream) {
+            return Err(CudaError::Stream { op: O::ID, what });
+        }
+        self.stream.uses(&buffer.block);
+        Ok(buffer.address(start))
+    }
+
+    pub(crate) fn read<T: Elem>(
+        &self,
+        what: &'static str,
+        view: In<'_, Cuda, T>,
+    ) -> Result<Address, CudaError> {
+        let (buffer, range) = view.parts();
+        self.uses(what, buffer, range.start)
+    }
+
+    pub(crate) fn write<T: Elem>(
+        &self,
+        what: &'static str,
+        view: Out<'_, Cuda, T>,
+    ) -> Result<Address, CudaError> {
+        let (buffer, range) = view.parts();
+        self.uses(what, buffer, range.start)
+    }
+
+    pub(crate) fn read_some<T: Elem>(
+        &self,
+        what: &'static str,
+        view: Option<In<'_, Cuda, T>>,
+    ) -> Result<Address, CudaError> {
+        view.map_or(Ok(0), |view| self.read(what, view))
+    }
+
+    pub(crate) fn write_some<T: Elem>(
+        &self,
+        what: &'static str,
+        view: Option<Out<'_, Cuda, T>>,
+    ) -> Result<Address, CudaError> {
+        view.map_or(Ok(0), |view| self.write(what, view))
+    }
+
+    /// Weights as they are: this backend has no layout of its own.
+    pub(crate) fn weight<T: Scalar>(
+        &self,
+        what: &'static str,
+        weight: Weight<'_, Cuda, T>,
+    ) -> Result<Address, CudaError> {
+        match weight {
+            Weight::Plain(plain) => self.read(what, plain),
+            Weight::Packed(_) => {
+                let why = "is packed, but this device reads weights as they are";
+                Err(ShapeError::Combination { op: O::ID, what, why }.into())
+            }
+        }
+    }
+
+    /// Scratch memory of at least `want` bytes.
+    pub(crate) fn scratch(&self, scratch: Out<'_, Cuda, u8>, want: usize) -> Result<Address, CudaError> {
+        moe_core::within(O::ID, "scratch", want, usize::MAX, scratch.len())?;
+        self.write("scratch", scratch)
+    }
+
+    /// Puts a kernel on the stream. An empty grid is no work.
+    pub(crate) fn launch<P: Params>(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        let function = self.cuda.function(kernel)?;
+        let [x, y, z] = grid.blocks;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream.0.raw,
+            attrs: null_mut(),
+            numAttrs: 0,
+        };
+        let mut arguments = [from_ref(params).cast_mut().cast()];
+        // SAFETY: `Params` promises the struct that the kernel takes. Its addresses come from `read` and `write`: buffers that
+        // live until their stream has done this work, with the lengths that the op's check has compared. Kernels
+        // clamp what they read from buffers before they use it as an address.
+        let code = unsafe { sys::cuLaunchKernelEx(&config, function.0, arguments.as_mut_ptr(), null_mut()) };
+        check(kernel, code)
+    }
+}

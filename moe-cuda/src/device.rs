@@ -1,0 +1,211 @@
+//! The device: a GPU's context, its kernels, and memory.
+
+use crate::buffer::{Buffer, Pool};
+use crate::driver::{self, Context, Facts, check};
+use crate::error::CudaError;
+use crate::event::Event;
+use crate::image::{self, Function};
+use crate::stream::Stream;
+use cudarc::driver::sys::{self, CUmemorytype, CUpointer_attribute};
+use moe_core::{Device, Elem, In, OpId, Out, expect};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// An NVIDIA GPU of compute capability 7.5 or newer. Clones share it.
+///
+/// Storage types are f32, bf16 and f16. Nothing but the driver has to be installed.
+#[derive(Clone)]
+pub struct Cuda(Arc<Inner>);
+
+struct Inner {
+    context: Arc<Context>,
+    facts: Facts,
+    functions: HashMap<&'static str, Function>,
+    pool: Arc<Pool>,
+}
+
+impl Cuda {
+    /// The first GPU.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn new() -> Result<Self, CudaError> {
+        Self::open(0)
+    }
+
+    /// GPU number `ordinal`, with all its kernels loaded.
+    ///
+    /// # Errors
+    /// [`CudaError`] that says what is missing, of kind [`Unavailable`](moe_core::ErrorKind::Unavailable), if there is no
+    /// driver, an old one, no such device, or a device too old for the kernels.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let context = Arc::new(Context::open(ordinal)?);
+        let facts = Facts::of(context.device())?;
+        let (name, major, minor) = (facts.name.clone(), facts.major, facts.minor);
+        if (major, minor) < (7, 5) {
+            return Err(CudaError::OldDevice { name, major, minor });
+        }
+        if !facts.pools {
+            return Err(CudaError::Lacks { name, what: "memory pools" });
+        }
+        let functions = image::load(&context, &facts)?;
+        let pool = Arc::new(Pool::new(&context)?);
+        Ok(Self(Arc::new(Inner { context, facts, functions, pool })))
+    }
+
+    /// Number of GPUs; 0 if there is a driver but no GPU.
+    ///
+    /// # Errors
+    /// [`CudaError`] that says what is missing if there is no driver or an old one.
+    pub fn count() -> Result<usize, CudaError> {
+        driver::count()
+    }
+
+    /// The GPU's name.
+    pub fn name(&self) -> &str {
+        &self.0.facts.name
+    }
+
+    /// Compute capability: major, minor.
+    pub fn capability(&self) -> (i32, i32) {
+        (self.0.facts.major, self.0.facts.minor)
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.0.context
+    }
+
+    pub(crate) fn function(&self, name: &'static str) -> Result<Function, CudaError> {
+        self.0.functions.get(name).copied().ok_or(CudaError::Lacks { name: self.name().into(), what: name })
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("name", &self.name()).field("capability", &self.capability()).finish()
+    }
+}
+
+/// The address that a copy reads or writes on `stream`.
+fn address<T: Elem>(stream: &Stream, op: OpId, buffer: &Buffer<T>, start: usize) -> Result<u64, CudaError> {
+    if !buffer.block.belongs_to(stream) {
+        return Err(CudaError::Stream { op, what: "buffer" });
+    }
+    stream.0.context.bind()?;
+    stream.uses(&buffer.block);
+    Ok(buffer.address(start))
+}
+
+impl Device for Cuda {
+    type Error = CudaError;
+    type Stream = Stream;
+    type Event = Event;
+    type Mem<T: Elem> = Buffer<T>;
+    type Owned<T: Elem> = Buffer<T>;
+
+    fn stream(&self) -> Result<Stream, CudaError> {
+        Stream::new(self.context())
+    }
+
+    fn alloc<T: Elem>(&self, stream: &Stream, len: usize) -> Result<Buffer<T>, CudaError> {
+        Buffer::zeroed(&self.0.pool, stream, len)
+    }
+
+    fn len<T: Elem>(mem: &Buffer<T>) -> usize {
+        mem.len
+    }
+
+    fn upload<T: Elem>(
+        &self,
+        stream: &Stream,
+        source: &[T],
+        target: Out<'_, Self, T>,
+    ) -> Result<(), CudaError> {
+        expect(OpId("upload"), "source", &[target.len()], source.len())?;
+        stream.outside_capture("an upload")?;
+        let (buffer, range) = target.parts();
+        let to = address(stream, OpId("upload"), buffer, range.start)?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        let from = source.as_ptr();
+        let mut kind = CUmemorytype::CU_MEMORYTYPE_HOST;
+        let key = CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        // SAFETY: the target has as many bytes as the source. The driver has read ordinary memory when the call returns;
+        // pinned memory, which it knows, it reads later, so that is waited for.
+        unsafe {
+            let code = sys::cuMemcpyHtoDAsync_v2(to, from.cast(), size_of_val(source), stream.0.raw);
+            check("cuMemcpyHtoDAsync", code)?;
+            let pinned = sys::cuPointerGetAttribute((&raw mut kind).cast(), key, from as u64);
+            if check("cuPointerGetAttribute", pinned).is_ok() { stream.sync() } else { Ok(()) }
+        }
+    }
+
+    fn download<T: Elem>(
+        &self,
+        stream: &Stream,
+        source: In<'_, Self, T>,
+        target: &mut [T],
+    ) -> Result<(), CudaError> {
+        expect(OpId("download"), "target", &[source.len()], target.len())?;
+        stream.outside_capture("a download")?;
+        let (buffer, range) = source.parts();
+        let from = address(stream, OpId("download"), buffer, range.start)?;
+        let (to, bytes) = (target.as_mut_ptr(), size_of_val(target));
+        if bytes > 0 {
+            // SAFETY: the target has as many bytes as the source, and lives until the copy is waited for.
+            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0.raw) };
+            check("cuMemcpyDtoHAsync", code)?;
+        }
+        stream.sync()
+    }
+
+    fn copy<T: Elem>(
+        &self,
+        stream: &Stream,
+        source: In<'_, Self, T>,
+        target: Out<'_, Self, T>,
+    ) -> Result<(), CudaError> {
+        expect(OpId("copy"), "source", &[target.len()], source.len())?;
+        let bytes = source.len() * size_of::<T>();
+        let ((source, from), (target, to)) = (source.parts(), target.parts());
+        let from = address(stream, OpId("copy"), source, from.start)?;
+        let to = address(stream, OpId("copy"), target, to.start)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges lie inside their buffers and have as many bytes.
+        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream.0.raw) })
+    }
+
+    fn hand_over<T: Elem>(
+        &self,
+        buffer: &mut Buffer<T>,
+        from: &Stream,
+        to: &Stream,
+    ) -> Result<(), CudaError> {
+        if !buffer.block.belongs_to(from) {
+            return Err(CudaError::Stream { op: OpId("hand_over"), what: "buffer" });
+        }
+        self.wait(to, &self.record(from)?)?;
+        buffer.give_to(to);
+        Ok(())
+    }
+
+    fn record(&self, stream: &Stream) -> Result<Event, CudaError> {
+        Event::record(stream)
+    }
+
+    fn wait(&self, stream: &Stream, event: &Event) -> Result<(), CudaError> {
+        event.hold(stream)
+    }
+
+    fn sync(&self, stream: &Stream) -> Result<(), CudaError> {
+        stream.sync()
+    }
+}

@@ -1,0 +1,111 @@
+//! What can go wrong on a GPU.
+
+use cudarc::driver::sys::CUresult;
+use moe_core::{BackendError, DType, ErrorKind, OpId, ShapeError};
+
+/// An error of [`Cuda`](crate::Cuda).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// There is no driver.
+    #[error(
+        "no NVIDIA driver: libcuda was not found; install the driver (580 or newer), nothing else is needed"
+    )]
+    NoDriver,
+    /// The driver is too old for a function that is needed.
+    #[error("the NVIDIA driver has no {symbol}; install driver 580 or newer")]
+    Symbol {
+        /// the function's name
+        symbol: &'static str,
+    },
+    /// The driver is too old for the kernels.
+    #[error("the NVIDIA driver supports CUDA {}.{}, but the kernels need 13.0; install driver 580 or newer", found / 1000, found % 1000 / 10)]
+    OldDriver {
+        /// the driver's CUDA version, as 1000 * major + 10 * minor
+        found: i32,
+    },
+    /// The device's number is too high.
+    #[error("there is no CUDA device {asked}: {found} found")]
+    NoDevice {
+        /// the number asked for
+        asked: usize,
+        /// devices there are
+        found: usize,
+    },
+    /// No kernel was compiled for this GPU.
+    #[error("{name} has compute capability {major}.{minor}, but the kernels need 7.5 or newer")]
+    OldDevice {
+        /// the device's name
+        name: String,
+        /// compute capability
+        major: i32,
+        /// compute capability
+        minor: i32,
+    },
+    /// The device lacks something.
+    #[error("{name} has no {what}")]
+    Lacks {
+        /// the device's name
+        name: String,
+        /// what it lacks
+        what: &'static str,
+    },
+    /// Memory ran out, or the size does not fit in the address space. Nothing was changed.
+    #[error("out of GPU memory: could not allocate {len} elements of {dtype}")]
+    Memory {
+        /// elements asked for
+        len: usize,
+        /// their type
+        dtype: DType,
+    },
+    /// A copy's lengths differ, or an argument does not fit.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// A buffer was used on a stream that it was not handed over to.
+    #[error("{op}: `{what}` belongs to another stream; hand it over with `Device::hand_over` first")]
+    Stream {
+        /// the op
+        op: OpId,
+        /// the argument
+        what: &'static str,
+    },
+    /// A graph is being captured, and this cannot be part of it.
+    #[error("{0} cannot be captured in a graph: run the same step once before the capture")]
+    Capture(&'static str),
+    /// A graph's buffer has been handed over to another stream.
+    #[error("a buffer of the graph belongs to another stream now")]
+    Graph,
+    /// The driver refused a call.
+    #[error("{call} failed: {code:?}")]
+    Call {
+        /// the function's name
+        call: &'static str,
+        /// the driver's answer
+        code: CUresult,
+    },
+    /// The GPU failed while it worked. The process has to open the device anew.
+    #[error("the GPU failed in earlier work, seen at {call}: {code:?}")]
+    Fault {
+        /// the function that told
+        call: &'static str,
+        /// the driver's answer
+        code: CUresult,
+    },
+}
+
+impl BackendError for CudaError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoDriver
+            | Self::Symbol { .. }
+            | Self::OldDriver { .. }
+            | Self::NoDevice { .. }
+            | Self::OldDevice { .. } => ErrorKind::Unavailable,
+            Self::Memory { .. } => ErrorKind::OutOfMemory,
+            Self::Shape(_) => ErrorKind::Shape,
+            Self::Stream { .. } | Self::Graph => ErrorKind::Stream,
+            Self::Lacks { .. } | Self::Capture(_) => ErrorKind::Unsupported,
+            Self::Call { .. } | Self::Fault { .. } => ErrorKind::Fault,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Combine: a block per token, a thread per 16 bytes of the row.
+
+use super::Float;
+use crate::call::{Address, Call, Grid, Params};
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::image::{Image, image, kernel};
+use crate::stream::Stream;
+use moe_core::ops::{Combine, CombineArgs, CombineDims};
+use moe_core::{Kernel, Out, Path};
+
+pub(super) static IMAGE: Image = image!("combine", ["combine": 0]);
+
+/// `CombineParams` of `kernels/combine.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CombineParams {
+    y: Address,
+    row_of_slot: Address,
+    weights: Address,
+    base: [Address; 3],
+    scale: [Address; 3],
+    out: Address,
+    top_k: u32,
+    width: u32,
+    rows: u32,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for CombineParams {}
+
+impl<T: Float> Kernel<Combine<T>> for Cuda {
+    fn launch(
+        &self,
+        stream: &Stream,
+        dims: &CombineDims,
+        args: CombineArgs<'_, Self, T>,
+        _: Out<'_, Self, u8>,
+    ) -> Result<Path, CudaError> {
+        let call = Call::<Combine<T>>::new(self, stream)?;
+        let (mut base, mut scale) = ([0; 3], [0; 3]);
+        for (at, term) in args.base.into_iter().enumerate() {
+            if let Some(term) = term {
+                base[at] = call.read("base", term.rows)?;
+                scale[at] = call.read_some("base scale", term.scale)?;
+            }
+        }
+        let params = CombineParams {
+            y: call.read("y", args.y)?,
+            row_of_slot: call.read("row_of_slot", args.row_of_slot)?,
+            weights: call.read_some("weights", args.weights)?,
+            base,
+            scale,
+            out: call.write("out", args.out)?,
+            top_k: dims.top_k as u32,
+            width: dims.width as u32,
+            rows: dims.rows as u32,
+        };
+        call.launch(kernel!(T, "combine"), Grid::new(dims.tokens, THREADS), &params)?;
+        Ok(Path("general"))
+    }
+}
+
+const THREADS: u32 = 256;

@@ -1,0 +1,145 @@
+//! Streams: ordered queues of work, which may be captured into graphs.
+
+use crate::buffer::Block;
+use crate::driver::{Context, check};
+use crate::error::CudaError;
+use crate::graph::Graph;
+use cudarc::driver::sys::{self, CUstream, CUstream_flags, CUstreamCaptureMode};
+use std::fmt;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An ordered queue of work on one GPU. Clones are the same queue.
+#[derive(Clone)]
+pub struct Stream(pub(crate) Arc<Queue>);
+
+pub(crate) struct Queue {
+    pub(crate) context: Arc<Context>,
+    pub(crate) raw: CUstream,
+    pub(crate) id: u64,
+    state: Mutex<State>,
+}
+
+// SAFETY: the driver takes calls for one stream from any thread.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
+
+#[derive(Default)]
+struct State {
+    /// what the capture in progress uses
+    capture: Option<Vec<Arc<Block>>>,
+    /// memory that was dropped while a capture was in progress
+    dropped: Vec<u64>,
+}
+
+impl Stream {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        context.bind()?;
+        let mut raw = null_mut();
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: a context is current, the pointer is valid.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(Arc::new(Queue { context: context.clone(), raw, id, state: Mutex::default() })))
+    }
+
+    /// Records the work that `step` puts on this stream, instead of running it. The graph keeps the buffers of that work
+    /// alive. Run the step once before: what is only uploaded when it changes cannot be uploaded in a capture.
+    ///
+    /// # Errors
+    /// The step's own error; [`CudaError::Capture`] if it allocates, uploads, downloads or waits, or if a capture is in progress.
+    pub fn capture<E: From<CudaError>>(&self, step: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+        self.begin()?;
+        let result = step();
+        let graph = self.end();
+        result?;
+        Ok(graph?)
+    }
+
+    fn begin(&self) -> Result<(), CudaError> {
+        self.0.context.bind()?;
+        let mut state = self.0.state();
+        if state.capture.is_some() {
+            return Err(CudaError::Capture("a capture inside a capture"));
+        }
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.0.raw, mode) })?;
+        state.capture = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end(&self) -> Result<Graph, CudaError> {
+        let mut state = self.0.state();
+        let blocks = state.capture.take().unwrap_or_default();
+        let dropped = std::mem::take(&mut state.dropped);
+        drop(state);
+        let mut raw = null_mut();
+        // SAFETY: the stream lives as long as `self`, the pointer is valid.
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.0.raw, &mut raw) });
+        for pointer in dropped {
+            // SAFETY: the memory's owner is gone. A failure leaves nothing to do.
+            let _ = unsafe { sys::cuMemFreeAsync(pointer, self.0.raw) };
+        }
+        ended?;
+        Graph::new(self, raw, blocks)
+    }
+
+    /// An error if a capture is in progress, for what cannot be part of one.
+    pub(crate) fn outside_capture(&self, what: &'static str) -> Result<(), CudaError> {
+        match self.0.state().capture {
+            Some(_) => Err(CudaError::Capture(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that work put on the stream uses `block`.
+    pub(crate) fn uses(&self, block: &Arc<Block>) {
+        if let Some(blocks) = &mut self.0.state().capture
+            && !blocks.iter().any(|known| Arc::ptr_eq(known, block))
+        {
+            blocks.push(block.clone());
+        }
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), CudaError> {
+        self.outside_capture("waiting")?;
+        self.0.context.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.raw) })
+    }
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees memory behind the work that is on the stream.
+    pub(crate) fn free(&self, pointer: u64) {
+        let mut state = self.state();
+        if state.capture.is_some() {
+            state.dropped.push(pointer);
+            return;
+        }
+        drop(state);
+        // SAFETY: the caller gives up memory that was allocated from the pool. A failure leaves nothing to do.
+        let _ = self.context.bind().map(|()| unsafe { sys::cuMemFreeAsync(pointer, self.raw) });
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the stream; the driver finishes its work first. A failure leaves nothing to do.
+        let _ = self.context.bind().map(|()| unsafe { sys::cuStreamDestroy_v2(self.raw) });
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("id", &self.0.id).finish()
+    }
+}

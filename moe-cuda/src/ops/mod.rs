@@ -1,13 +1,28 @@
 //! The ops, one file each, named as in `moe-core`.
 
+mod adamw;
+mod bias_update;
 mod combine;
+mod gather;
+mod merge;
+mod pack_weights;
+mod sort;
+mod sum_squares;
 
 use crate::image::Image;
 use half::{bf16, f16};
 use moe_core::Scalar;
 
 /// All kernels.
-pub(crate) static IMAGES: &[&Image] = &[&combine::IMAGE];
+pub(crate) static IMAGES: &[&Image] = &[
+    &adamw::IMAGE,
+    &bias_update::IMAGE,
+    &combine::IMAGE,
+    &gather::IMAGE,
+    &merge::IMAGE,
+    &sort::IMAGE,
+    &sum_squares::IMAGE,
+];
 
 /// Storage types that have kernels.
 pub trait Float: Scalar<Acc = f32> {}

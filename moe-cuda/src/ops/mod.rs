@@ -3,9 +3,15 @@
 mod adamw;
 mod bias_update;
 mod combine;
+mod expert_down;
+mod expert_down_bwd;
+mod expert_up;
+mod expert_up_bwd;
+mod expert_wgrad;
 mod gather;
 mod merge;
 mod pack_weights;
+mod products;
 mod sort;
 mod sum_squares;
 
@@ -18,6 +24,11 @@ pub(crate) static IMAGES: &[&Image] = &[
     &adamw::IMAGE,
     &bias_update::IMAGE,
     &combine::IMAGE,
+    &expert_down::IMAGE,
+    &expert_down_bwd::IMAGE,
+    &expert_up::IMAGE,
+    &expert_up_bwd::IMAGE,
+    &expert_wgrad::IMAGE,
     &gather::IMAGE,
     &merge::IMAGE,
     &sort::IMAGE,

@@ -1,0 +1,44 @@
+// ExpertDown: the product with w2 and the bias; a row goes to its place in the output.
+#include "products.cuh"
+
+struct ExpertDownParams {
+    const void *a;
+    const uint32_t *offsets;
+    const void *w2, *b2;
+    const uint32_t *out_index;
+    void *y;
+    Sizes sizes;
+    // ranks that add the same bias
+    float shares;
+};
+
+// A warp's row: the sums of the columns from `from` on, and the bias.
+template <typename T>
+static __device__ __forceinline__ void down_row(const ExpertDownParams &p, uint32_t expert, uint32_t row, uint32_t from,
+                                                const float *sums) {
+    uint32_t width = p.sizes.width, place = slot_of(p.out_index, row);
+    if (place >= p.sizes.rows) return;
+    const T *b2 = p.b2 ? (const T *)p.b2 + (uint64_t)expert * width : nullptr;
+    T *y = (T *)p.y + (uint64_t)place * width;
+    for (uint32_t at = lane_id() * 2; at < TILE && from + at < width; at += 64) {
+        uint32_t count = min(2u, width - from - at);
+        float bias[2] = {};
+        if (b2) load_two(b2 + from + at, count, bias);
+        store_two(y + from + at, count, sums[at] + bias[0] / p.shares, sums[at + 1] + bias[1] / p.shares);
+    }
+}
+
+template <typename T> static __device__ __forceinline__ void expert_down(const ExpertDownParams &p) {
+    const Sizes &n = p.sizes;
+    Tiles tile(p.offsets, n.experts, n.rows, (n.width + TILE - 1) / TILE);
+    while (tile.find()) {
+        uint32_t from = tile.column * TILE;
+        Rows<T> a = {(const T *)p.a, nullptr, 1, n.rows, n.hidden, tile.first, tile.end};
+        Matrix<T> w2 = {(const T *)p.w2 + (uint64_t)tile.expert * n.width * n.hidden, n.width, n.hidden, from, ONE_PART};
+        product<Fast<T>, true, true>(a, w2, n.hidden, tile.end - tile.first, [&](uint32_t m, const float *sums) {
+            down_row<T>(p, tile.expert, tile.first + m, from, sums);
+        });
+    }
+}
+
+KERNELS(expert_down, ExpertDownParams, BOUNDS)

@@ -1,0 +1,30 @@
+// Grouped products, tile by tile: multiply, then hand the sums on row by row.
+#pragma once
+#include "simt.cuh"
+
+// Bytes of dynamic shared memory of every kernel here; `SHARED` of ops/products.rs.
+#define SHARED 49152
+
+// sums of left * right over the depth. `finish(m, sums)` is called by a warp for each row m < rows of the tile, with
+// its TILE sums in shared memory.
+template <class Math, bool LEFT_ALONG, bool RIGHT_ALONG, class Left, class Right, class Finish>
+static __device__ __forceinline__ void product(const Left &left, const Right &right, uint32_t depth, uint32_t rows,
+                                               const Finish &finish) {
+    static_assert(sizeof(typename Math::Shared) <= SHARED && TILE / 2 * PITCH * 4 <= SHARED, "shared memory");
+    extern __shared__ uint4 shared[];
+    float sums[8][8];
+#pragma unroll
+    for (int i = 0; i < 64; i++) sums[i / 8][i % 8] = 0.0f;
+    Math::template multiply<LEFT_ALONG, RIGHT_ALONG>(sums, left, right, depth, shared);
+    float(*lines)[PITCH] = (float(*)[PITCH])shared;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Math::place(sums, half, lines);
+        __syncthreads();
+        uint32_t from = half * TILE / 2;
+        for (uint32_t i = warp_id(); i < TILE / 2 && from + i < rows; i += THREADS / 32) finish(from + i, lines[i]);
+        __syncthreads();
+    }
+}
+
+template <typename T> using Fast = Simt<T>;

@@ -1,0 +1,63 @@
+//! ExpertDown: the product with w2, rows written to their places.
+
+use super::Float;
+use super::products::{GENERAL, SHARED, Sizes, grid, row_tiles, tiles};
+use crate::call::{Address, Call, Params};
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::image::{Image, image, kernel};
+use crate::stream::Stream;
+use moe_core::ops::{ExpertDims, ExpertDown, ExpertDownArgs};
+use moe_core::{Kernel, Op, Out, Path};
+
+pub(super) static IMAGE: Image = image!("expert_down", ["expert_down": SHARED]);
+
+/// `ExpertDownParams` of `kernels/expert_down.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ExpertDownParams {
+    a: Address,
+    offsets: Address,
+    w2: Address,
+    b2: Address,
+    out_index: Address,
+    y: Address,
+    sizes: Sizes,
+    shares: f32,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for ExpertDownParams {}
+
+impl<T: Float> Kernel<ExpertDown<T>> for Cuda {
+    fn launch(
+        &self,
+        stream: &Stream,
+        dims: &ExpertDims,
+        args: ExpertDownArgs<'_, Self, T>,
+        _: Out<'_, Self, u8>,
+    ) -> Result<Path, CudaError> {
+        let call = Call::<ExpertDown<T>>::new(self, stream)?;
+        let params = ExpertDownParams {
+            a: call.read("a", args.a)?,
+            offsets: call.read("offsets", args.offsets)?,
+            w2: call.weight("w2", args.w2)?,
+            b2: call.read_some("b2", args.b2)?,
+            out_index: call.read_some("out_index", args.out_index)?,
+            y: call.write("y", args.y)?,
+            sizes: Sizes::of(ExpertDown::<T>::ID, dims)?,
+            shares: dims.bias_shares as f32,
+        };
+        general(&call, dims, &params)
+    }
+}
+
+fn general<T: Float>(
+    call: &Call<'_, ExpertDown<T>>,
+    dims: &ExpertDims,
+    params: &ExpertDownParams,
+) -> Result<Path, CudaError> {
+    let blocks = grid(call.cuda, row_tiles(dims).saturating_mul(tiles(dims.width)));
+    call.launch(kernel!(T, "expert_down"), blocks, params)?;
+    Ok(GENERAL)
+}

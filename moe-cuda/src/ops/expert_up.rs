@@ -1,0 +1,69 @@
+//! ExpertUp: the product with both halves of w13 and the activation, in one kernel.
+
+use super::Float;
+use super::products::{Formula, GENERAL, SHARED, Sizes, TILE, grid, row_tiles};
+use crate::call::{Address, Call, Params};
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::image::{Image, image, kernel};
+use crate::stream::Stream;
+use moe_core::ops::{ExpertDims, ExpertUp, ExpertUpArgs};
+use moe_core::{Kernel, Op, Out, Path};
+
+pub(super) static IMAGE: Image = image!("expert_up", ["expert_up": SHARED]);
+
+/// `ExpertUpParams` of `kernels/expert_up.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ExpertUpParams {
+    x: Address,
+    index: Address,
+    offsets: Address,
+    w13: Address,
+    b13: Address,
+    weights: Address,
+    h: Address,
+    a: Address,
+    sizes: Sizes,
+    formula: Formula,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for ExpertUpParams {}
+
+impl<T: Float> Kernel<ExpertUp<T>> for Cuda {
+    fn launch(
+        &self,
+        stream: &Stream,
+        dims: &ExpertDims,
+        args: ExpertUpArgs<'_, Self, T>,
+        _: Out<'_, Self, u8>,
+    ) -> Result<Path, CudaError> {
+        let call = Call::<ExpertUp<T>>::new(self, stream)?;
+        let params = ExpertUpParams {
+            x: call.read("x", args.x)?,
+            index: call.read_some("index", args.index)?,
+            offsets: call.read("offsets", args.offsets)?,
+            w13: call.weight("w13", args.w13)?,
+            b13: call.read_some("b13", args.b13)?,
+            weights: call.read_some("weights", args.weights)?,
+            h: call.write_some("h", args.h)?,
+            a: call.write("a", args.a)?,
+            sizes: Sizes::of(ExpertUp::<T>::ID, dims)?,
+            formula: Formula::of(ExpertUp::<T>::ID, dims.activation)?,
+        };
+        general(&call, dims, &params)
+    }
+}
+
+fn general<T: Float>(
+    call: &Call<'_, ExpertUp<T>>,
+    dims: &ExpertDims,
+    params: &ExpertUpParams,
+) -> Result<Path, CudaError> {
+    // A gated tile has two halves of the same columns.
+    let span = if dims.activation.gated() { TILE / 2 } else { TILE };
+    let blocks = grid(call.cuda, row_tiles(dims).saturating_mul(dims.hidden.div_ceil(span)));
+    call.launch(kernel!(T, "expert_up"), blocks, params)?;
+    Ok(GENERAL)
+}

@@ -1,0 +1,102 @@
+//! ExpertWgrad: a tile of an expert's gradient per block, over all the expert's rows; the bias's in a kernel of its own.
+
+use super::Float;
+use super::products::{GENERAL, SHARED, THREADS, count, grid, tiles};
+use crate::call::{Address, Call, Grid, Params};
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::image::{Image, image, kernel};
+use crate::stream::Stream;
+use moe_core::ops::{ExpertWgrad, ExpertWgradArgs, WgradDims};
+use moe_core::{Kernel, Op, Out, Path, within};
+
+pub(super) static IMAGE: Image = image!(
+    "expert_wgrad",
+    ["expert_wgrad": SHARED, "expert_wgrad_weighted": SHARED, "expert_wgrad_bias": 0]
+);
+
+/// `ExpertWgradParams` of `kernels/expert_wgrad.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ExpertWgradParams {
+    left: Address,
+    right: Address,
+    index: Address,
+    offsets: Address,
+    right_weights: Address,
+    bias_weights: Address,
+    dw: Address,
+    dbias: Address,
+    tokens: u32,
+    fan: u32,
+    slots: u32,
+    rows: u32,
+    experts: u32,
+    left_width: u32,
+    right_width: u32,
+    gather_left: u32,
+    gather_right: u32,
+    accumulate: u32,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for ExpertWgradParams {}
+
+impl<T: Float> Kernel<ExpertWgrad<T>> for Cuda {
+    fn launch(
+        &self,
+        stream: &Stream,
+        dims: &WgradDims,
+        args: ExpertWgradArgs<'_, Self, T>,
+        _: Out<'_, Self, u8>,
+    ) -> Result<Path, CudaError> {
+        let op = ExpertWgrad::<T>::ID;
+        within(op, "left", 0, i32::MAX as usize, dims.left)?;
+        within(op, "right", 0, i32::MAX as usize, dims.right)?;
+        let call = Call::<ExpertWgrad<T>>::new(self, stream)?;
+        let params = ExpertWgradParams {
+            left: call.read("left", args.left)?,
+            right: call.read("right", args.right)?,
+            index: call.read_some("index", args.index)?,
+            offsets: call.read("offsets", args.offsets)?,
+            right_weights: call.read_some("right_weights", args.right_weights)?,
+            bias_weights: call.read_some("bias_weights", args.bias_weights)?,
+            dw: call.write("dw", args.dw)?,
+            dbias: call.write_some("dbias", args.dbias)?,
+            tokens: count(dims.tokens),
+            fan: dims.fan as u32,
+            slots: count(dims.tokens.saturating_mul(dims.fan)),
+            rows: dims.rows as u32,
+            experts: dims.experts as u32,
+            left_width: dims.left as u32,
+            right_width: dims.right as u32,
+            gather_left: dims.gather_left.into(),
+            gather_right: dims.gather_right.into(),
+            accumulate: dims.accumulate.into(),
+        };
+        if params.dbias != 0 {
+            let columns = dims.left.div_ceil(THREADS as usize);
+            let blocks = Grid::of([columns, dims.experts.min(MOST_ACROSS), 1], THREADS);
+            call.launch(kernel!(T, "expert_wgrad_bias"), blocks, &params)?;
+        }
+        general(&call, dims, &params)
+    }
+}
+
+/// Most blocks along a grid's second axis.
+const MOST_ACROSS: usize = 65535;
+
+fn general<T: Float>(
+    call: &Call<'_, ExpertWgrad<T>>,
+    dims: &WgradDims,
+    params: &ExpertWgradParams,
+) -> Result<Path, CudaError> {
+    let per_expert = tiles(dims.left).saturating_mul(tiles(dims.right));
+    let blocks = grid(call.cuda, per_expert.saturating_mul(dims.experts));
+    if params.right_weights != 0 {
+        call.launch(kernel!(T, "expert_wgrad_weighted"), blocks, params)?;
+    } else {
+        call.launch(kernel!(T, "expert_wgrad"), blocks, params)?;
+    }
+    Ok(GENERAL)
+}

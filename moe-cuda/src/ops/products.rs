@@ -1,0 +1,92 @@
+//! What the grouped products share: sizes, activations, and how many blocks go through the tiles.
+
+use crate::call::Grid;
+use crate::device::Cuda;
+use crate::error::CudaError;
+use moe_core::ops::{Activation, ExpertDims};
+use moe_core::{OpId, Path, ShapeError, within};
+
+/// `THREADS`, `TILE` and `SHARED` of `kernels/`.
+pub(super) const THREADS: u32 = 256;
+pub(super) const TILE: usize = 128;
+pub(super) const SHARED: u32 = 48 << 10;
+
+pub(super) const GENERAL: Path = Path("general 128x128");
+
+/// `Sizes` of `kernels/tiles.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    tokens: u32,
+    fan: u32,
+    slots: u32,
+    rows: u32,
+    experts: u32,
+    width: u32,
+    hidden: u32,
+}
+
+impl Sizes {
+    /// Kernels count in 32 bits. No index names a token or slot beyond that.
+    pub(super) fn of(op: OpId, dims: &ExpertDims) -> Result<Self, CudaError> {
+        within(op, "width", 0, i32::MAX as usize, dims.width)?;
+        within(op, "up_width", 0, i32::MAX as usize, dims.up_width())?;
+        Ok(Self {
+            tokens: count(dims.tokens),
+            fan: dims.fan as u32,
+            slots: count(dims.slots()),
+            rows: dims.rows as u32,
+            experts: dims.experts as u32,
+            width: dims.width as u32,
+            hidden: dims.hidden as u32,
+        })
+    }
+}
+
+/// A number of which at most `u32::MAX` can be named.
+pub(super) fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// `Formula` of `kernels/activation.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Formula {
+    kind: u32,
+    alpha: f32,
+    limit: f32,
+}
+
+impl Formula {
+    /// The numbers are those of `Kind` in `kernels/activation.cuh`.
+    pub(super) fn of(op: OpId, activation: Activation) -> Result<Self, CudaError> {
+        let plain = |kind| Ok(Self { kind, alpha: 0.0, limit: 0.0 });
+        match activation {
+            Activation::SwiGlu => plain(0),
+            Activation::GeGlu => plain(1),
+            Activation::GeGluTanh => plain(2),
+            Activation::ClampedSwiGlu { alpha, limit } => Ok(Self { kind: 3, alpha, limit }),
+            Activation::Gelu => plain(4),
+            Activation::GeluTanh => plain(5),
+            Activation::SquaredRelu => plain(6),
+            Activation::Linear => plain(7),
+            _ => Err(ShapeError::Combination { op, what: "activation", why: "has no kernel" }.into()),
+        }
+    }
+}
+
+/// Tiles that cover `len` rows or columns.
+pub(super) fn tiles(len: usize) -> usize {
+    len.div_ceil(TILE)
+}
+
+/// Blocks for at most `tiles` tiles: two on each multiprocessor, which go on to further tiles.
+pub(super) fn grid(cuda: &Cuda, tiles: usize) -> Grid {
+    let resident = 2 * cuda.facts().processors as usize;
+    Grid::new(tiles.min(resident), THREADS).shared(SHARED)
+}
+
+/// Most row tiles: each expert's last one may be partly empty.
+pub(super) fn row_tiles(dims: &ExpertDims) -> usize {
+    dims.rows / TILE + dims.experts.min(dims.rows)
+}

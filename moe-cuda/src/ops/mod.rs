@@ -8,10 +8,14 @@ mod expert_down_bwd;
 mod expert_up;
 mod expert_up_bwd;
 mod expert_wgrad;
+mod gate_bwd;
 mod gather;
 mod merge;
 mod pack_weights;
 mod products;
+mod route;
+mod route_bwd;
+mod route_stats;
 mod sort;
 mod sum_squares;
 
@@ -29,8 +33,12 @@ pub(crate) static IMAGES: &[&Image] = &[
     &expert_up::IMAGE,
     &expert_up_bwd::IMAGE,
     &expert_wgrad::IMAGE,
+    &gate_bwd::IMAGE,
     &gather::IMAGE,
     &merge::IMAGE,
+    &route::IMAGE,
+    &route_bwd::IMAGE,
+    &route_stats::IMAGE,
     &sort::IMAGE,
     &sum_squares::IMAGE,
 ];

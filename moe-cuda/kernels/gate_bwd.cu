@@ -1,0 +1,114 @@
+// GateBwd: dx as a product over experts; dgate as products over the tokens of a chunk, whose sums are then added in order.
+#include "chains.cuh"
+#include "jitter.cuh"
+
+#define SUMMERS 256
+
+struct GateBwdParams {
+    const float *dlogits;
+    const void *x, *gate;
+    Jitter jitter;
+    void *dx;
+    float *dgate, *dbias;
+    // (experts, width), (chunks of a round, experts, width); and for the bias (chunks, experts)
+    float *total, *parts, *bias_parts;
+    uint32_t tokens, width, experts, accumulate;
+    // chunks first_chunk..first_chunk+chunks are this round's
+    uint32_t first_chunk, chunks, last_round;
+};
+
+template <typename T> static __device__ __forceinline__ void gate_bwd_dx(const GateBwdParams &p) {
+    typedef Tile<128, 64, 8, 8, 16> Tile;
+    uint32_t across = (p.width + Tile::BN - 1) / Tile::BN;
+    uint32_t token = blockIdx.x / across * Tile::BM, d = blockIdx.x % across * Tile::BN;
+    Panel<float, Tile, Tile::BM, true> dlogits(p.dlogits, p.experts, token, p.tokens, p.experts, 0.0f);
+    Panel<T, Tile, Tile::BN, false> gate(p.gate, p.width, d, p.width, p.experts, 0.0f);
+    float sums[Tile::TM][Tile::TN] = {};
+    multiply<Tile>(sums, dlogits, gate, 0, p.experts, AsIs(), AsIs());
+    bool wide = p.width % 8 == 0 && (uint64_t)p.dx % 16 == 0;
+#pragma unroll
+    for (int i = 0; i < Tile::TM; i++) {
+        uint32_t t = token + Tile::row(i), key = t < p.tokens ? jitter_key(p.jitter, t) : 0;
+        if (t >= p.tokens) continue;
+#pragma unroll
+        for (int j = 0; j < Tile::TN; j += 4) {
+            uint32_t col = d + Tile::col(j);
+            Pack<T, 4> out;
+#pragma unroll
+            for (int n = 0; n < 4; n++) out.v[n] = narrow<T>(jittered(p.jitter, key, col + n, sums[i][j + n]));
+            T *to = (T *)p.dx + (uint64_t)t * p.width + col;
+            if (wide && col + 4 <= p.width) {
+                *(Pack<T, 4> *)to = out;
+            } else {
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    if (col + n < p.width) to[n] = out.v[n];
+            }
+        }
+    }
+}
+
+// A tile of one chunk's dgate.
+template <typename T, typename Tile> static __device__ __forceinline__ void dgate_tile(const GateBwdParams &p) {
+    uint32_t across = (p.width + Tile::BN - 1) / Tile::BN;
+    uint32_t expert = blockIdx.x / across * Tile::BM, d = blockIdx.x % across * Tile::BN;
+    uint32_t start = (p.first_chunk + blockIdx.y) * CHUNK, end = start + min(p.tokens - start, CHUNK);
+    Panel<float, Tile, Tile::BM, false> dlogits(p.dlogits, p.experts, expert, p.experts, end, 0.0f);
+    Panel<T, Tile, Tile::BN, false> x(p.x, p.width, d, p.width, end, 0.0f);
+    float sums[Tile::TM][Tile::TN] = {};
+    auto seen = [&](float value, uint32_t d, uint32_t token) {
+        return p.jitter.on ? jittered(p.jitter, jitter_key(p.jitter, token), d, value) : value;
+    };
+    multiply<Tile>(sums, dlogits, x, start, end, AsIs(), seen);
+    float *out = p.parts + (uint64_t)blockIdx.y * p.experts * p.width;
+#pragma unroll
+    for (int i = 0; i < Tile::TM; i++)
+#pragma unroll
+        for (int j = 0; j < Tile::TN; j++) {
+            uint32_t e = expert + Tile::row(i), col = d + Tile::col(j);
+            if (e < p.experts && col < p.width) out[(uint64_t)e * p.width + col] = sums[i][j];
+        }
+}
+
+// Without the number of blocks the compiler would rather spill than use registers that are free.
+#define BOUNDS(tile) tile::THREADS, 2
+#define DGATE(name, ...)                                                                        \
+    typedef Tile<__VA_ARGS__> name##_tile;                                                      \
+    template <typename T> static __device__ __forceinline__ void name(const GateBwdParams &p) { \
+        dgate_tile<T, name##_tile>(p);                                                          \
+    }                                                                                           \
+    KERNELS(name, GateBwdParams, BOUNDS(name##_tile))
+
+#define DX_BOUNDS 128, 2
+KERNELS(gate_bwd_dx, GateBwdParams, DX_BOUNDS)
+DGATE(gate_bwd_dgate_128, 128, 64, 8, 8, 16)
+DGATE(gate_bwd_dgate_32, 32, 64, 4, 4, 16)
+DGATE(gate_bwd_dgate_8, 8, 128, 4, 4, 16)
+
+// A chunk's dbias: a thread per expert.
+extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_dbias(const __grid_constant__ GateBwdParams p) {
+    uint32_t expert = blockIdx.x * SUMMERS + threadIdx.x, start = blockIdx.y * CHUNK;
+    if (expert >= p.experts) return;
+    uint32_t end = start + min(p.tokens - start, CHUNK);
+    float sum = 0.0f;
+#pragma unroll 32
+    for (uint32_t t = start; t < end; t++) sum = p.dlogits[(uint64_t)t * p.experts + expert] + sum;
+    p.bias_parts[(uint64_t)blockIdx.y * p.experts + expert] = sum;
+}
+
+// Adds chunks in order to `total`, or to +0 if there is none yet, and the last sum to the gradient.
+static __device__ void add_chunks(const GateBwdParams &p, uint64_t at, uint64_t len, const float *parts, uint32_t chunks,
+                                  float *total, bool first, bool last, float *out) {
+    float sum = first ? 0.0f : total[at];
+#pragma unroll 8
+    for (uint32_t c = 0; c < chunks; c++) sum = sum + parts[c * len + at];
+    if (!last) total[at] = sum;
+    else out[at] = p.accumulate ? out[at] + sum : sum;
+}
+
+extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_sum(const __grid_constant__ GateBwdParams p) {
+    uint64_t at = (uint64_t)blockIdx.x * SUMMERS + threadIdx.x, len = (uint64_t)p.experts * p.width;
+    if (at < len) add_chunks(p, at, len, p.parts, p.chunks, p.total, p.first_chunk == 0, p.last_round, p.dgate);
+    if (at < p.experts && p.last_round && p.dbias)
+        add_chunks(p, at, p.experts, p.bias_parts, (p.tokens + CHUNK - 1) / CHUNK, nullptr, true, true, p.dbias);
+}

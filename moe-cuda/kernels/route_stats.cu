@@ -1,0 +1,132 @@
+// RouteStats: a warp per token for what its probabilities are made of; a block per chunk of a sequence and 32 experts; and
+// the chunks in order.
+#include "scores.cuh"
+
+#define THREADS 256
+#define WARPS (THREADS / 32)
+#define BLOCK 128 // tokens whose probabilities lie in shared memory
+
+struct Norm {
+    float max, sum, whole;
+};
+
+struct RouteStatsParams {
+    const float *logits;
+    const uint32_t *ids, *sequences;
+    uint32_t *counts;
+    float *prob_sums, *z_sum;
+    // (tokens)
+    Norm *norms;
+    float *squares;
+    // (slots, experts), and (slots); see `Chunk`
+    uint32_t *part_counts;
+    float *part_sums, *part_squares;
+    uint32_t tokens, experts, top_k, sequence_count, score, slots;
+};
+
+static __device__ __forceinline__ uint32_t bound(const RouteStatsParams &p, uint32_t s) {
+    return min(p.sequences[s], p.tokens);
+}
+
+// Chunk c of sequence s has the slot s + start / CHUNK + c, with `start` the sequence's first token. No two chunks share a
+// slot: a sequence's last chunk begins at most `len / CHUNK` chunks after its start.
+static __device__ __forceinline__ uint32_t first_slot(const RouteStatsParams &p, uint32_t s) {
+    return s + bound(p, s) / CHUNK;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+route_stats_tokens(const __grid_constant__ RouteStatsParams p) {
+    uint32_t token = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (token >= p.tokens) return;
+    const float *logits = p.logits + (uint64_t)token * p.experts;
+    Powers of = powers(logits, p.experts, lane);
+    float whole = 0.0f;
+    for (uint32_t e = lane; e < p.experts; e += 32) whole += score(loss_score(p.score), of, logits[e]);
+    whole = warp_sum(whole) + 1e-20f;
+    if (lane != 0) return;
+    float z = log_sum_exp(of);
+    p.norms[token] = {of.max, of.sum, whole};
+    p.squares[token] = z * z;
+}
+
+// The sum of a chunk's squares, in order.
+static __device__ void add_squares(const RouteStatsParams &p) {
+    __shared__ float squares[CHUNK];
+    uint64_t start = (uint64_t)blockIdx.x * CHUNK;
+    if (start >= p.tokens) return;
+    uint32_t len = min((uint32_t)(p.tokens - start), CHUNK);
+    for (uint32_t t = threadIdx.x; t < len; t += THREADS) squares[t] = p.squares[start + t];
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    float sum = 0.0f;
+#pragma unroll 16
+    for (uint32_t t = 0; t < len; t++) sum = sum + squares[t];
+    p.part_squares[blockIdx.x] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+route_stats_chunks(const __grid_constant__ RouteStatsParams p) {
+    if (blockIdx.y == gridDim.y - 1) return add_squares(p);
+    __shared__ float block[BLOCK][32];
+    __shared__ uint32_t counts[32];
+    // The last sequence whose first slot is at most this one.
+    uint32_t slot = blockIdx.x, s = 0, beyond = p.sequence_count;
+    if (beyond == 0 || first_slot(p, 0) > slot) return;
+    while (beyond - s > 1) {
+        uint32_t middle = s + (beyond - s) / 2;
+        if (first_slot(p, middle) <= slot) s = middle;
+        else beyond = middle;
+    }
+    uint64_t start = bound(p, s) + (uint64_t)(slot - first_slot(p, s)) * CHUNK;
+    uint32_t limit = bound(p, s + 1);
+    if (start >= limit) return;
+    uint32_t len = min((uint32_t)(limit - start), CHUNK);
+
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.y * 32, expert = first + lane;
+    bool there = expert < p.experts;
+    if (warp == 0) counts[lane] = 0;
+    __syncthreads();
+    for (uint64_t k = threadIdx.x; k < (uint64_t)len * p.top_k; k += THREADS) {
+        uint32_t id = p.ids[start * p.top_k + k];
+        if (id < p.experts && id - first < 32) atomicAdd(&counts[id - first], 1);
+    }
+    float sum = 0.0f;
+    for (uint32_t begin = 0; begin < len; begin += BLOCK) {
+        uint32_t end = min(len - begin, BLOCK);
+        for (uint32_t t = warp; t < end; t += WARPS) {
+            uint64_t token = start + begin + t;
+            Norm norm = p.norms[token];
+            float logit = there ? p.logits[token * p.experts + expert] : 0.0f;
+            block[t][lane] = score(loss_score(p.score), {norm.max, norm.sum}, logit) / norm.whole;
+        }
+        __syncthreads();
+        if (warp == 0) {
+#pragma unroll 16
+            for (uint32_t t = 0; t < end; t++) sum = sum + block[t][lane];
+        }
+        __syncthreads();
+    }
+    if (warp != 0 || !there) return;
+    p.part_sums[(uint64_t)slot * p.experts + expert] = sum;
+    p.part_counts[(uint64_t)slot * p.experts + expert] = counts[lane];
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) route_stats_sum(const __grid_constant__ RouteStatsParams p) {
+    uint64_t at = (uint64_t)blockIdx.x * THREADS + threadIdx.x, len = (uint64_t)p.sequence_count * p.experts;
+    float sum = 0.0f;
+    if (at == len) {
+        uint32_t chunks = (p.tokens + CHUNK - 1) / CHUNK;
+        for (uint32_t c = 0; c < chunks; c++) sum = sum + p.part_squares[c];
+        *p.z_sum = sum;
+    }
+    if (at >= len) return;
+    uint32_t s = at / p.experts, count = 0, start = bound(p, s), end = max(bound(p, s + 1), start);
+    uint32_t slot = first_slot(p, s), beyond = min(slot + (end - start + CHUNK - 1) / CHUNK, p.slots);
+    for (; slot < beyond; slot++) {
+        uint64_t part = (uint64_t)slot * p.experts + at % p.experts;
+        sum = sum + p.part_sums[part];
+        count += p.part_counts[part];
+    }
+    p.prob_sums[at] = sum;
+    p.counts[at] = count;
+}

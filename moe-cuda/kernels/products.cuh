@@ -1,5 +1,6 @@
 // Grouped products, tile by tile: multiply, then hand the sums on row by row.
 #pragma once
+#include "mma.cuh"
 #include "simt.cuh"
 
 // Bytes of dynamic shared memory of every kernel here; `SHARED` of ops/products.rs.
@@ -27,4 +28,10 @@ static __device__ __forceinline__ void product(const Left &left, const Right &ri
     }
 }
 
-template <typename T> using Fast = Simt<T>;
+// The way that a type's products are computed: on the matrix units where there are some.
+template <typename T> struct Way { typedef Simt<T> Math; };
+#if __CUDA_ARCH__ >= 800
+template <> struct Way<bf16> { typedef Mma<bf16> Math; };
+template <> struct Way<f16> { typedef Mma<f16> Math; };
+#endif
+template <typename T> using Fast = typename Way<T>::Math;

@@ -3,8 +3,6 @@
 #include "tiles.cuh"
 
 #define SIMT_DEPTH 16u
-// Words from one line of shared memory to the next.
-#define PITCH (TILE + 4)
 
 // Eight elements of a line, zeros where there are none.
 template <typename T>

@@ -10,6 +10,8 @@
 #define BOUNDS THREADS, 1
 // A tile of sums: TILE rows and columns.
 #define TILE 128u
+// Words from one line of sums in shared memory to the next.
+#define PITCH (TILE + 4)
 // Row tiles of an expert that are worked on together, so that they share columns of weights in the cache.
 #define GROUP 16u
 

@@ -1,7 +1,7 @@
 //! ExpertDown: the product with w2, rows written to their places.
 
 use super::Float;
-use super::products::{GENERAL, SHARED, Sizes, grid, row_tiles, tiles};
+use super::products::{SHARED, Sizes, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -59,5 +59,5 @@ fn general<T: Float>(
 ) -> Result<Path, CudaError> {
     let blocks = grid(call.cuda, row_tiles(dims).saturating_mul(tiles(dims.width)));
     call.launch(kernel!(T, "expert_down"), blocks, params)?;
-    Ok(GENERAL)
+    Ok(path::<T>(call.cuda))
 }

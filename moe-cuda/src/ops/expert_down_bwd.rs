@@ -1,7 +1,7 @@
 //! ExpertDownBwd: the product with w2 as it lies and the activation's gradient over h, then the scores' gradients.
 
 use super::Float;
-use super::products::{Formula, GENERAL, SHARED, Sizes, THREADS, grid, row_tiles, tiles};
+use super::products::{Formula, SHARED, Sizes, THREADS, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -86,5 +86,5 @@ fn general<T: Float>(
 ) -> Result<Path, CudaError> {
     let blocks = grid(call.cuda, row_tiles(dims).saturating_mul(tiles(dims.hidden)));
     call.launch(kernel!(T, "expert_down_bwd"), blocks, params)?;
-    Ok(GENERAL)
+    Ok(path::<T>(call.cuda))
 }

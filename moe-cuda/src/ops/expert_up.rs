@@ -1,7 +1,7 @@
 //! ExpertUp: the product with both halves of w13 and the activation, in one kernel.
 
 use super::Float;
-use super::products::{Formula, GENERAL, SHARED, Sizes, TILE, grid, row_tiles};
+use super::products::{Formula, SHARED, Sizes, TILE, grid, path, row_tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -65,5 +65,5 @@ fn general<T: Float>(
     let span = if dims.activation.gated() { TILE / 2 } else { TILE };
     let blocks = grid(call.cuda, row_tiles(dims).saturating_mul(dims.hidden.div_ceil(span)));
     call.launch(kernel!(T, "expert_up"), blocks, params)?;
-    Ok(GENERAL)
+    Ok(path::<T>(call.cuda))
 }

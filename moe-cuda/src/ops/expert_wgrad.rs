@@ -1,7 +1,7 @@
 //! ExpertWgrad: a tile of an expert's gradient per block, over all the expert's rows; the bias's in a kernel of its own.
 
 use super::Float;
-use super::products::{GENERAL, SHARED, THREADS, count, grid, tiles};
+use super::products::{GENERAL, SHARED, THREADS, count, grid, path, tiles};
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -95,8 +95,8 @@ fn general<T: Float>(
     let blocks = grid(call.cuda, per_expert.saturating_mul(dims.experts));
     if params.right_weights != 0 {
         call.launch(kernel!(T, "expert_wgrad_weighted"), blocks, params)?;
-    } else {
-        call.launch(kernel!(T, "expert_wgrad"), blocks, params)?;
+        return Ok(GENERAL);
     }
-    Ok(GENERAL)
+    call.launch(kernel!(T, "expert_wgrad"), blocks, params)?;
+    Ok(path::<T>(call.cuda))
 }

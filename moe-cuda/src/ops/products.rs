@@ -1,10 +1,11 @@
 //! What the grouped products share: sizes, activations, and how many blocks go through the tiles.
 
+use super::Float;
 use crate::call::Grid;
 use crate::device::Cuda;
 use crate::error::CudaError;
 use moe_core::ops::{Activation, ExpertDims};
-use moe_core::{OpId, Path, ShapeError, within};
+use moe_core::{DType, OpId, Path, ShapeError, within};
 
 /// `THREADS`, `TILE` and `SHARED` of `kernels/`.
 pub(super) const THREADS: u32 = 256;
@@ -12,6 +13,12 @@ pub(super) const TILE: usize = 128;
 pub(super) const SHARED: u32 = 48 << 10;
 
 pub(super) const GENERAL: Path = Path("general 128x128");
+const MMA: Path = Path("mma 128x128");
+
+/// The way that the kernels compute products of `T`, chosen when they were compiled: `Way` of `kernels/products.cuh`.
+pub(super) fn path<T: Float>(cuda: &Cuda) -> Path {
+    if cuda.facts().major >= 8 && T::DTYPE != DType::F32 { MMA } else { GENERAL }
+}
 
 /// `Sizes` of `kernels/tiles.cuh`.
 #[repr(C)]

@@ -1,5 +1,6 @@
 //! The conformance suite on the devices of this repository.
 
 mod cpu;
+mod cuda;
 mod host;
 mod suite;

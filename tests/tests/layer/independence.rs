@@ -1,6 +1,6 @@
 //! What a token's bits depend on: not on other tokens, not on threads, not on how tokens are split over calls.
 
-use crate::devices::{HOST, cpu, on_every_device};
+use crate::devices::{HOST, cpu, cuda, on_every_device};
 use crate::step::{Outcome, layer, stamped, step, tokens};
 use crate::variants::{EXPERTS, TOP_K, WIDTH, changed, plain, variants};
 use half::{bf16, f16};
@@ -130,7 +130,9 @@ fn routing<T: Scalar, D: MoeDevice<T>>(
 fn routing_is_the_same_everywhere<T: Scalar>()
 where
     moe_cpu::Cpu: MoeDevice<T>,
+    moe_cuda::Cuda: MoeDevice<T>,
 {
+    let cuda = cuda("routing_has_the_same_bits_for_every_device_thread_count_and_split");
     for (variant, config) in variants() {
         let x = tokens::<T>(7, 23, WIDTH);
         let want = routing(&HOST, &config, &x, &[]);
@@ -145,6 +147,10 @@ where
             for threads in [1, 2, 3] {
                 let got = routing(&cpu(threads), &config, &x, splits);
                 assert_eq!(got, want, "{variant}: {threads} threads, split at {splits:?}");
+            }
+            if let Some(device) = cuda {
+                let got = routing(device, &config, &x, splits);
+                assert_eq!(got, want, "{variant}: cuda, split at {splits:?}");
             }
         }
     }

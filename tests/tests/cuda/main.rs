@@ -1,0 +1,7 @@
+//! What only a GPU has: streams that order work, captured graphs, memory that ends; and steps that repeat bit for bit.
+
+mod graph;
+mod memory;
+mod rig;
+mod steps;
+mod streams;

@@ -10,6 +10,8 @@ template <typename T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) :
 template <int BM_, int BN_, int TM_, int TN_, int BK_> struct Tile {
     static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_, BK = BK_;
     static constexpr int THREADS = (BM / TM) * (BN / TN);
+    // Columns of a thread that lie side by side.
+    static constexpr int RUN = TN < 4 ? TN : 4;
     // The left operand's BM values of a step, then the right one's BN.
     static constexpr int PITCH = BM + BN;
     typedef float Stage[BK][PITCH];
@@ -87,7 +89,12 @@ template <typename T, typename Tile, int LEN, bool TURNED> struct Panel {
         }
     }
 
-    // `see(value, place, step)` changes a value on its way; OFFSET is where the operand begins in a step's values.
+    // OFFSET is where the operand begins in a step's values.
+    template <int OFFSET> __device__ __forceinline__ void put(typename Tile::Stage &stage) const {
+        put<OFFSET>(stage, 0, [](float value, uint32_t, uint32_t) { return value; });
+    }
+
+    // `see(value, place, step)` changes a value on its way.
     template <int OFFSET, typename See>
     __device__ __forceinline__ void put(typename Tile::Stage &stage, uint32_t start, See see) const {
 #pragma unroll
@@ -109,17 +116,17 @@ template <typename T, typename Tile, int LEN, bool TURNED> struct Panel {
     }
 };
 
-// All steps from..to of a tile, one stage read while the next is fetched. `left_seen` and `right_seen` as in `Panel`.
-template <typename Tile, typename Left, typename Right, typename SeeLeft, typename SeeRight>
+// All steps from..to of a tile, one stage read while the next is fetched. `put(stage, step)` brings what was fetched into
+// a stage.
+template <typename Tile, typename Left, typename Right, typename Put>
 static __device__ __forceinline__ void multiply(float (&sums)[Tile::TM][Tile::TN], Left &left, Right &right, uint32_t from,
-                                                uint32_t to, SeeLeft left_seen, SeeRight right_seen) {
+                                                uint32_t to, Put put) {
     __shared__ __align__(16) typename Tile::Stage stages[2];
     if (from >= to) return;
     left.fetch(from);
     right.fetch(from);
     for (uint32_t start = from, stage = 0;; start += Tile::BK, stage ^= 1) {
-        left.template put<0>(stages[stage], start, left_seen);
-        right.template put<Tile::BM>(stages[stage], start, right_seen);
+        put(stages[stage], start);
         __syncthreads();
         bool more = to - start > Tile::BK;
         if (more) left.fetch(start + Tile::BK), right.fetch(start + Tile::BK);
@@ -127,7 +134,3 @@ static __device__ __forceinline__ void multiply(float (&sums)[Tile::TM][Tile::TN
         if (!more) return;
     }
 }
-
-struct AsIs {
-    __device__ __forceinline__ float operator()(float value, uint32_t, uint32_t) const { return value; }
-};

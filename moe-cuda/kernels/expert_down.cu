@@ -1,4 +1,5 @@
 // ExpertDown: the product with w2 and the bias; a row goes to its place in the output.
+#include "decode.cuh"
 #include "products.cuh"
 
 struct ExpertDownParams {
@@ -12,15 +13,15 @@ struct ExpertDownParams {
     float shares;
 };
 
-// A warp's row: the sums of the columns from `from` on, and the bias.
+// A warp's row: the sums of `span` columns from `from` on, and the bias.
 template <typename T>
 static __device__ __forceinline__ void down_row(const ExpertDownParams &p, uint32_t expert, uint32_t row, uint32_t from,
-                                                const float *sums) {
+                                                uint32_t span, const float *sums) {
     uint32_t width = p.sizes.width, place = slot_of(p.out_index, row);
     if (place >= p.sizes.rows) return;
     const T *b2 = p.b2 ? (const T *)p.b2 + (uint64_t)expert * width : nullptr;
     T *y = (T *)p.y + (uint64_t)place * width;
-    for (uint32_t at = lane_id() * 2; at < TILE && from + at < width; at += 64) {
+    for (uint32_t at = lane_id() * 2; at < span && from + at < width; at += 64) {
         uint32_t count = min(2u, width - from - at);
         float bias[2] = {};
         if (b2) load_two(b2 + from + at, count, bias);
@@ -36,9 +37,25 @@ template <typename T> static __device__ __forceinline__ void expert_down(const E
         Rows<T> a = {(const T *)p.a, nullptr, 1, n.rows, n.hidden, tile.first, tile.end};
         Matrix<T> w2 = {(const T *)p.w2 + (uint64_t)tile.expert * n.width * n.hidden, n.width, n.hidden, from, ONE_PART};
         product<Fast<T>, true, true>(a, w2, n.hidden, tile.end - tile.first, [&](uint32_t m, const float *sums) {
-            down_row<T>(p, tile.expert, tile.first + m, from, sums);
+            down_row<T>(p, tile.expert, tile.first + m, from, TILE, sums);
         });
     }
 }
 
+// For few rows. A block has LINES columns of one expert that has rows.
+template <typename T> static __device__ __forceinline__ void expert_down_decode(const ExpertDownParams &p) {
+#if __CUDA_ARCH__ >= 800
+    const Sizes &n = p.sizes;
+    uint32_t columns = (n.width + LINES - 1) / LINES, from = blockIdx.x % columns * LINES;
+    Busy busy;
+    if (!busy.find(p.offsets, n.experts, n.rows, blockIdx.x / columns)) return;
+    Rows<T> a = {(const T *)p.a, nullptr, 1, n.rows, n.hidden, busy.first, busy.end};
+    Matrix<T> w2 = {(const T *)p.w2 + (uint64_t)busy.expert * n.width * n.hidden, n.width, n.hidden, from, ONE_PART};
+    decode(a, w2, n.hidden, [&](uint32_t m, const float *sums) {
+        down_row<T>(p, busy.expert, busy.first + m, from, LINES, sums);
+    });
+#endif
+}
+
 KERNELS(expert_down, ExpertDownParams, BOUNDS)
+KERNELS(expert_down_decode, ExpertDownParams, DECODE_BOUNDS)

@@ -1,6 +1,7 @@
 // GateBwd: dx as a product over experts; dgate as products over the tokens of a chunk, whose sums are then added in order.
 #include "chains.cuh"
 #include "jitter.cuh"
+#include "split.cuh"
 
 #define SUMMERS 256
 
@@ -17,33 +18,35 @@ struct GateBwdParams {
     uint32_t first_chunk, chunks, last_round;
 };
 
-template <typename T> static __device__ __forceinline__ void gate_bwd_dx(const GateBwdParams &p) {
-    typedef Tile<128, 64, 8, 8, 16> Tile;
+// A tile of dx.
+template <typename T, typename Tile> static __device__ __forceinline__ void dx_tile(const GateBwdParams &p) {
+    constexpr int RUN = Tile::RUN;
     uint32_t across = (p.width + Tile::BN - 1) / Tile::BN;
     uint32_t token = blockIdx.x / across * Tile::BM, d = blockIdx.x % across * Tile::BN;
     Panel<float, Tile, Tile::BM, true> dlogits(p.dlogits, p.experts, token, p.tokens, p.experts, 0.0f);
     Panel<T, Tile, Tile::BN, false> gate(p.gate, p.width, d, p.width, p.experts, 0.0f);
     float sums[Tile::TM][Tile::TN] = {};
-    multiply<Tile>(sums, dlogits, gate, 0, p.experts, AsIs(), AsIs());
-    bool wide = p.width % 8 == 0 && (uint64_t)p.dx % 16 == 0;
+    multiply<Tile>(sums, dlogits, gate, 0, p.experts, [&](typename Tile::Stage &stage, uint32_t) {
+        dlogits.template put<0>(stage);
+        gate.template put<Tile::BM>(stage);
+    });
+    bool wide = p.width % RUN == 0 && (uint64_t)p.dx % (RUN * sizeof(T)) == 0;
 #pragma unroll
     for (int i = 0; i < Tile::TM; i++) {
-        uint32_t t = token + Tile::row(i), key = t < p.tokens ? jitter_key(p.jitter, t) : 0;
+        uint32_t t = token + Tile::row(i);
         if (t >= p.tokens) continue;
+        uint32_t key = jitter_key(p.jitter, t);
 #pragma unroll
-        for (int j = 0; j < Tile::TN; j += 4) {
+        for (int j = 0; j < Tile::TN; j += RUN) {
             uint32_t col = d + Tile::col(j);
-            Pack<T, 4> out;
+            Pack<T, RUN> out;
 #pragma unroll
-            for (int n = 0; n < 4; n++) out.v[n] = narrow<T>(jittered(p.jitter, key, col + n, sums[i][j + n]));
+            for (int n = 0; n < RUN; n++) out.v[n] = narrow<T>(jittered(p.jitter, key, col + n, sums[i][j + n]));
             T *to = (T *)p.dx + (uint64_t)t * p.width + col;
-            if (wide && col + 4 <= p.width) {
-                *(Pack<T, 4> *)to = out;
-            } else {
+            if (wide && col < p.width) *(Pack<T, RUN> *)to = out;
 #pragma unroll
-                for (int n = 0; n < 4; n++)
-                    if (col + n < p.width) to[n] = out.v[n];
-            }
+            for (int n = 0; n < RUN; n++)
+                if (!wide && col + n < p.width) to[n] = out.v[n];
         }
     }
 }
@@ -57,9 +60,13 @@ template <typename T, typename Tile> static __device__ __forceinline__ void dgat
     Panel<T, Tile, Tile::BN, false> x(p.x, p.width, d, p.width, end, 0.0f);
     float sums[Tile::TM][Tile::TN] = {};
     auto seen = [&](float value, uint32_t d, uint32_t token) {
-        return p.jitter.on ? jittered(p.jitter, jitter_key(p.jitter, token), d, value) : value;
+        return jittered(p.jitter, jitter_key(p.jitter, token), d, value);
     };
-    multiply<Tile>(sums, dlogits, x, start, end, AsIs(), seen);
+    multiply<Tile>(sums, dlogits, x, start, end, [&](typename Tile::Stage &stage, uint32_t token) {
+        dlogits.template put<0>(stage);
+        if (p.jitter.on) x.template put<Tile::BM>(stage, token, seen);
+        else x.template put<Tile::BM>(stage);
+    });
     float *out = p.parts + (uint64_t)blockIdx.y * p.experts * p.width;
 #pragma unroll
     for (int i = 0; i < Tile::TM; i++)
@@ -72,18 +79,20 @@ template <typename T, typename Tile> static __device__ __forceinline__ void dgat
 
 // Without the number of blocks the compiler would rather spill than use registers that are free.
 #define BOUNDS(tile) tile::THREADS, 2
-#define DGATE(name, ...)                                                                        \
-    typedef Tile<__VA_ARGS__> name##_tile;                                                      \
+#define TILED(name, body, ...)                                                                  \
+    typedef __VA_ARGS__ name##_tile;                                                            \
     template <typename T> static __device__ __forceinline__ void name(const GateBwdParams &p) { \
-        dgate_tile<T, name##_tile>(p);                                                          \
+        body<T, name##_tile>(p);                                                                \
     }                                                                                           \
     KERNELS(name, GateBwdParams, BOUNDS(name##_tile))
 
-#define DX_BOUNDS 128, 2
-KERNELS(gate_bwd_dx, GateBwdParams, DX_BOUNDS)
-DGATE(gate_bwd_dgate_128, 128, 64, 8, 8, 16)
-DGATE(gate_bwd_dgate_32, 32, 64, 4, 4, 16)
-DGATE(gate_bwd_dgate_8, 8, 128, 4, 4, 16)
+TILED(gate_bwd_dx, dx_tile, Tile<128, 64, 8, 8, 16>)
+TILED(gate_bwd_dgate_128, dgate_tile, Tile<128, 64, 8, 8, 16>)
+TILED(gate_bwd_dgate_32, dgate_tile, Tile<32, 64, 4, 4, 16>)
+TILED(gate_bwd_dgate_8, dgate_tile, Tile<8, 128, 4, 4, 16>)
+TILED(gate_bwd_dx_mma, dx_tile, MmaTile<128, 128, 64, 32, 16>)
+TILED(gate_bwd_dgate_mma_128, dgate_tile, MmaTile<128, 128, 64, 32, 16>)
+TILED(gate_bwd_dgate_mma_32, dgate_tile, MmaTile<32, 128, 32, 32, 16>)
 
 // A chunk's dbias: a thread per expert.
 extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_dbias(const __grid_constant__ GateBwdParams p) {

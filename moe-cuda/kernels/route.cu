@@ -31,9 +31,13 @@ template <typename T, typename Tile> static __device__ __forceinline__ void gate
     Panel<T, Tile, Tile::BN, true> gate(p.gate, p.width, expert, p.experts, p.width, 0.0f);
     float sums[Tile::TM][Tile::TN] = {};
     auto seen = [&](float value, uint32_t token, uint32_t d) {
-        return p.jitter.on ? jittered(p.jitter, jitter_key(p.jitter, token), d, value) : value;
+        return jittered(p.jitter, jitter_key(p.jitter, token), d, value);
     };
-    multiply<Tile>(sums, x, gate, 0, p.width, seen, AsIs());
+    multiply<Tile>(sums, x, gate, 0, p.width, [&](typename Tile::Stage &stage, uint32_t d) {
+        if (p.jitter.on) x.template put<0>(stage, d, seen);
+        else x.template put<0>(stage);
+        gate.template put<Tile::BM>(stage);
+    });
 #pragma unroll
     for (int i = 0; i < Tile::TM; i++)
 #pragma unroll
@@ -56,7 +60,7 @@ template <typename T, typename Tile> static __device__ __forceinline__ void gate
 
 GATE(route_gate_128x64, 128, 64, 8, 8, 16)
 GATE(route_gate_64x64, 64, 64, 8, 4, 16)
-GATE(route_gate_64x32, 64, 32, 8, 4, 16)
+GATE(route_gate_64x32, 64, 32, 8, 4, 32)
 GATE(route_gate_32x32, 32, 32, 4, 4, 32)
 GATE(route_gate_64x8, 64, 8, 4, 2, 32)
 GATE(route_gate_8x8, 8, 8, 1, 1, 256)

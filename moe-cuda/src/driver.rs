@@ -120,8 +120,6 @@ pub(crate) struct Facts {
     pub(crate) minor: i32,
     /// multiprocessors
     pub(crate) processors: u32,
-    /// most bytes of shared memory that a block can ask for
-    pub(crate) shared: usize,
     pub(crate) pools: bool,
 }
 
@@ -145,7 +143,6 @@ impl Facts {
             major: attribute(Key::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: attribute(Key::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             processors: attribute(Key::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
-            shared: attribute(Key::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             pools: attribute(Key::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
         })
     }

@@ -5,6 +5,7 @@
 //! stream   queues of work                      buffer   memory, owned by one stream
 //! event    marks between streams               graph    captured steps
 //! image    compiled kernels                    call     arguments and launches
+//! tensor_map  boxes for the copy engine
 //! ops      one file per op, named as in moe-core; its kernels in kernels/ under the same name
 //! ```
 //!
@@ -21,6 +22,7 @@ mod graph;
 mod image;
 mod ops;
 mod stream;
+mod tensor_map;
 
 pub use buffer::Buffer;
 pub use device::Cuda;

@@ -1,6 +1,7 @@
 //! ExpertDown: the product with w2, rows written to their places.
 
 use super::Float;
+use super::hopper::{self, HOPPER, Rows, StoreParams};
 use super::products::{SHARED, Sizes, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
@@ -48,8 +49,28 @@ impl<T: Float> Kernel<ExpertDown<T>> for Cuda {
             sizes: Sizes::of(ExpertDown::<T>::ID, dims)?,
             shares: dims.bias_shares as f32,
         };
-        general(&call, dims, &params)
+        match hopper(&call, dims, &params)? {
+            Some(path) => Ok(path),
+            None => general(&call, dims, &params),
+        }
     }
+}
+
+/// The Hopper kernel, if it fits.
+fn hopper<T: Float>(
+    call: &Call<'_, ExpertDown<T>>,
+    dims: &ExpertDims,
+    params: &ExpertDownParams,
+) -> Result<Option<Path>, CudaError> {
+    let ExpertDownParams { a, offsets, w2, b2: bias, out_index, y: out, shares, .. } = *params;
+    if !hopper::rows_fit::<T>(call.cuda, dims, &[a, w2, bias, out]) {
+        return Ok(None);
+    }
+    let rows =
+        Rows::new(dims, offsets, dims.hidden, dims.width, 256).packed::<T>(a)?.along::<T>(w2, 256, 1)?;
+    let params = StoreParams { rows, bias, weights: 0, out_index, out, bias_share: shares.recip() };
+    call.launch(kernel!(T, "expert_down_hopper"), hopper::grid(call.cuda), &params)?;
+    Ok(Some(HOPPER))
 }
 
 fn general<T: Float>(

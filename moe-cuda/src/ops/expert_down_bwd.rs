@@ -1,12 +1,14 @@
 //! ExpertDownBwd: the product with w2 as it lies and the activation's gradient over h, then the scores' gradients.
 
 use super::Float;
+use super::hopper::{self, HOPPER, Rows};
 use super::products::{Formula, SHARED, Sizes, THREADS, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
+use crate::tensor_map::TensorMap;
 use moe_core::ops::{ExpertDims, ExpertDownBwd, ExpertDownBwdArgs};
 use moe_core::{Kernel, Op, Out, Path};
 
@@ -68,7 +70,10 @@ impl<T: Float> Kernel<ExpertDownBwd<T>> for Cuda {
             shares: dims.bias_shares as f32,
             scores_first: args.scores_first.into(),
         };
-        let path = general(&call, dims, &params)?;
+        let path = match hopper(&call, dims, &params)? {
+            Some(path) => path,
+            None => general(&call, dims, &params)?,
+        };
         if params.ds != 0 && dims.experts > 0 {
             let rows_of_block = (THREADS / 32) as usize;
             let most = 8 * self.facts().processors as usize;
@@ -77,6 +82,41 @@ impl<T: Float> Kernel<ExpertDownBwd<T>> for Cuda {
         }
         Ok(path)
     }
+}
+
+/// `DownBwdParams` of `kernels/expert_down_bwd_hopper.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct DownBwdParams {
+    rows: Rows,
+    weights: Address,
+    h: Address,
+    a: Address,
+    parts: Address,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for DownBwdParams {}
+
+/// The Hopper kernel, if it fits.
+fn hopper<T: Float>(
+    call: &Call<'_, ExpertDownBwd<T>>,
+    dims: &ExpertDims,
+    params: &ExpertDownBwdParams,
+) -> Result<Option<Path>, CudaError> {
+    let ExpertDownBwdParams { dout, index, offsets, w2, weights, h, a, ds, parts, scores_first, .. } =
+        *params;
+    let fits = hopper::rows_fit::<T>(call.cuda, dims, &[dout, w2, h, a]);
+    if scores_first != 0 || !hopper::is_swiglu(dims) || !fits {
+        return Ok(None);
+    }
+    let mut rows =
+        Rows::new(dims, offsets, dims.width, dims.hidden, 256).gathered(dout, index).across::<T>(w2)?;
+    rows.more = TensorMap::new::<T, 2>(h, [dims.up_width(), dims.rows], [64, 128])?;
+    let parts = if ds == 0 { 0 } else { parts };
+    let params = DownBwdParams { rows, weights, h, a, parts };
+    call.launch(kernel!(T, "expert_down_bwd_hopper"), hopper::grid(call.cuda), &params)?;
+    Ok(Some(HOPPER))
 }
 
 fn general<T: Float>(

@@ -1,6 +1,7 @@
 //! ExpertUp: the product with both halves of w13 and the activation, in one kernel.
 
 use super::Float;
+use super::hopper::{self, HOPPER, Rows};
 use super::products::{Formula, SHARED, Sizes, TILE, grid, path, row_tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
@@ -52,8 +53,43 @@ impl<T: Float> Kernel<ExpertUp<T>> for Cuda {
             sizes: Sizes::of(ExpertUp::<T>::ID, dims)?,
             formula: Formula::of(ExpertUp::<T>::ID, dims.activation)?,
         };
-        general(&call, dims, &params)
+        match hopper(&call, dims, &params)? {
+            Some(path) => Ok(path),
+            None => general(&call, dims, &params),
+        }
     }
+}
+
+/// `UpParams` of `kernels/expert_up_hopper.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UpParams {
+    rows: Rows,
+    bias: Address,
+    h: Address,
+    a: Address,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for UpParams {}
+
+/// The Hopper kernel, if it fits.
+fn hopper<T: Float>(
+    call: &Call<'_, ExpertUp<T>>,
+    dims: &ExpertDims,
+    params: &ExpertUpParams,
+) -> Result<Option<Path>, CudaError> {
+    let ExpertUpParams { x, index, offsets, w13, b13: bias, weights, h, a, .. } = *params;
+    if weights != 0
+        || !hopper::is_swiglu(dims)
+        || !hopper::rows_fit::<T>(call.cuda, dims, &[x, w13, bias, h, a])
+    {
+        return Ok(None);
+    }
+    let rows = Rows::new(dims, offsets, dims.width, dims.hidden, 128);
+    let rows = rows.gathered(x, index).along::<T>(w13, 128, 2)?;
+    call.launch(kernel!(T, "expert_up_hopper"), hopper::grid(call.cuda), &UpParams { rows, bias, h, a })?;
+    Ok(Some(HOPPER))
 }
 
 fn general<T: Float>(

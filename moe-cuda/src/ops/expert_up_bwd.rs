@@ -1,6 +1,7 @@
 //! ExpertUpBwd: the product with w13 as it lies, rows written to their places.
 
 use super::Float;
+use super::hopper::{self, HOPPER, Rows, StoreParams};
 use super::products::{SHARED, Sizes, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
@@ -50,8 +51,28 @@ impl<T: Float> Kernel<ExpertUpBwd<T>> for Cuda {
             sizes: Sizes::of(ExpertUpBwd::<T>::ID, dims)?,
             up: dims.up_width() as u32,
         };
-        general(&call, dims, &params)
+        match hopper(&call, dims, &params)? {
+            Some(path) => Ok(path),
+            None => general(&call, dims, &params),
+        }
     }
+}
+
+/// The Hopper kernel, if it fits.
+fn hopper<T: Float>(
+    call: &Call<'_, ExpertUpBwd<T>>,
+    dims: &ExpertDims,
+    params: &ExpertUpBwdParams,
+) -> Result<Option<Path>, CudaError> {
+    let ExpertUpBwdParams { dz, offsets, w13, weights, index, out_index, dx: out, .. } = *params;
+    if !hopper::rows_fit::<T>(call.cuda, dims, &[dz, w13, out]) {
+        return Ok(None);
+    }
+    let rows = Rows::new(dims, offsets, dims.up_width(), dims.width, 256);
+    let rows = rows.packed::<T>(dz)?.gathered(0, index).across::<T>(w13)?;
+    let params = StoreParams { rows, bias: 0, weights, out_index, out, bias_share: 1.0 };
+    call.launch(kernel!(T, "expert_up_bwd_hopper"), hopper::grid(call.cuda), &params)?;
+    Ok(Some(HOPPER))
 }
 
 fn general<T: Float>(

@@ -1,12 +1,14 @@
 //! ExpertWgrad: a tile of an expert's gradient per block, over all the expert's rows; the bias's in a kernel of its own.
 
 use super::Float;
+use super::hopper::{self, HOPPER};
 use super::products::{GENERAL, SHARED, THREADS, count, grid, path, tiles};
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
+use crate::tensor_map::TensorMap;
 use moe_core::ops::{ExpertWgrad, ExpertWgradArgs, WgradDims};
 use moe_core::{Kernel, Op, Out, Path, within};
 
@@ -79,12 +81,74 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cuda {
             let blocks = Grid::of([columns, dims.experts.min(MOST_ACROSS), 1], THREADS);
             call.launch(kernel!(T, "expert_wgrad_bias"), blocks, &params)?;
         }
-        general(&call, dims, &params)
+        match hopper(&call, dims, &params)? {
+            Some(path) => Ok(path),
+            None => general(&call, dims, &params),
+        }
     }
 }
 
 /// Most blocks along a grid's second axis.
 const MOST_ACROSS: usize = 65535;
+
+/// `WgradParams` of `kernels/expert_wgrad_hopper.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WgradParams {
+    packed: TensorMap,
+    source: Address,
+    index: Address,
+    offsets: Address,
+    dw: Address,
+    tokens: u32,
+    fan: u32,
+    slots: u32,
+    rows: u32,
+    experts: u32,
+    height: u32,
+    columns: u32,
+    turned: u32,
+    accumulate: u32,
+}
+
+// SAFETY: the kernel's struct has the same fields.
+unsafe impl Params for WgradParams {}
+
+/// The Hopper kernel, if it fits. It gathers one operand, and takes the other's rows in order.
+fn hopper<T: Float>(
+    call: &Call<'_, ExpertWgrad<T>>,
+    dims: &WgradDims,
+    params: &ExpertWgradParams,
+) -> Result<Option<Path>, CudaError> {
+    let ExpertWgradParams { left, right, index, offsets, dw, rows, experts, accumulate, .. } = *params;
+    let fits = hopper::fits::<T>(call.cuda, dims.experts, [dims.left, dims.right], &[left, right, dw]);
+    let both = dims.gather_left && dims.gather_right;
+    if !fits || both || params.right_weights != 0 || dims.rows == 0 || dims.tokens == 0 {
+        return Ok(None);
+    }
+    let turned = dims.gather_right;
+    let (source, height, packed, columns) =
+        if turned { (right, dims.right, left, dims.left) } else { (left, dims.left, right, dims.right) };
+    let gathers = dims.gather_left || dims.gather_right;
+    let params = WgradParams {
+        packed: TensorMap::new::<T, 2>(packed, [columns, dims.rows], [64, 64])?,
+        source,
+        index: if gathers { index } else { 0 },
+        offsets,
+        dw,
+        tokens: if gathers { params.tokens } else { rows },
+        fan: if gathers { params.fan } else { 1 },
+        slots: if gathers { params.slots } else { rows },
+        rows,
+        experts,
+        height: height as u32,
+        columns: columns as u32,
+        turned: turned.into(),
+        accumulate,
+    };
+    call.launch(kernel!(T, "expert_wgrad_hopper"), hopper::grid(call.cuda), &params)?;
+    Ok(Some(HOPPER))
+}
 
 fn general<T: Float>(
     call: &Call<'_, ExpertWgrad<T>>,

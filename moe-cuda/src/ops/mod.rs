@@ -10,6 +10,7 @@ mod expert_up_bwd;
 mod expert_wgrad;
 mod gate_bwd;
 mod gather;
+mod hopper;
 mod merge;
 mod pack_weights;
 mod products;
@@ -35,6 +36,11 @@ pub(crate) static IMAGES: &[&Image] = &[
     &expert_wgrad::IMAGE,
     &gate_bwd::IMAGE,
     &gather::IMAGE,
+    &hopper::IMAGES[0],
+    &hopper::IMAGES[1],
+    &hopper::IMAGES[2],
+    &hopper::IMAGES[3],
+    &hopper::IMAGES[4],
     &merge::IMAGE,
     &route::IMAGE,
     &route_bwd::IMAGE,

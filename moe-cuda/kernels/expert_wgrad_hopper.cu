@@ -1,0 +1,192 @@
+// ExpertWgrad on Hopper: dw[e] = sum over the rows of e of left^T * right, in row order, never split.
+//
+// Tiles of 128 columns of one operand, whose rows may be gathered, and 256 of the other, whose rows lie in order. Both have
+// their depth, the rows, across lines.
+#include "hopper.cuh"
+
+struct WgradParams {
+    TensorMap packed;   // (rows, columns)
+    const void *source; // (tokens, height), gathered by index
+    const uint32_t *index; // null: row r is row r of the source
+    const uint32_t *offsets;
+    float *dw;
+    uint32_t tokens, fan, slots, rows, experts;
+    uint32_t height;  // columns of the gathered operand
+    uint32_t columns; // columns of the other
+    uint32_t turned;  // the gathered operand is the right one: its columns are the gradient's columns
+    uint32_t accumulate;
+};
+
+#define STAGES 4
+#define WIDTH 256u
+typedef Ring<WIDTH, STAGES> Stages;
+
+struct Part {
+    uint32_t expert, row, end, top, column;
+};
+
+// All tiles of an expert, then the next expert's; those of one column of tiles are neighbours.
+static __device__ __forceinline__ Part part_at(const WgradParams &p, uint32_t at) {
+    uint32_t high = (p.height + TILE_ROWS - 1) / TILE_ROWS, wide = (p.columns + WIDTH - 1) / WIDTH;
+    uint32_t e = at / (high * wide), in = at % (high * wide);
+    uint32_t start = min(p.offsets[e], p.rows), end = min(p.offsets[e + 1], p.rows);
+    return {e, start, max(start, end), in % high * TILE_ROWS, in / high * WIDTH};
+}
+
+static __device__ __forceinline__ uint32_t part_count(const WgradParams &p) {
+    return p.experts * ((p.height + TILE_ROWS - 1) / TILE_ROWS) * ((p.columns + WIDTH - 1) / WIDTH);
+}
+
+// A warp copies 16 rows of a stage, two at a time. Lane l finds where number l's line of the source is, since the division would
+// take too long in every lane; the slot is read two stages before.
+static __device__ __forceinline__ uint32_t slot_at(const WgradParams &p, uint32_t row, uint32_t end) {
+    uint32_t lane = threadIdx.x % 16, at = row + threadIdx.x / 32 * 2 + lane % 2 + lane / 2 * 8;
+    return at >= end ? NO_ROW : p.index ? p.index[at] : at;
+}
+// In units of 16 bytes, or NO_ROW beyond the end.
+static __device__ __forceinline__ uint32_t line_of(const WgradParams &p, uint32_t slot) {
+    return slot == NO_ROW ? NO_ROW : min(min(slot, p.slots - 1) / p.fan, p.tokens - 1) * (p.height / 8);
+}
+
+static __device__ void produce(const WgradParams &p, const Stages &ring) {
+    Place<STAGES> place;
+    uint32_t chunk = threadIdx.x % 16, line = threadIdx.x / 16;
+    // Lines of one thread are 8 apart, so that their swizzle is the same.
+    uint32_t to = chunk / 8 * 8192 + line * 128 + ((chunk % 8 ^ (line & 7)) << 4);
+    for (uint32_t at = blockIdx.x; at < part_count(p); at += gridDim.x) {
+        Part part = part_at(p, at);
+        bool here = part.top / 8 + chunk < p.height / 8;
+        const uint4 *source = (const uint4 *)p.source + (here ? part.top / 8 + chunk : 0);
+        uint32_t slot = slot_at(p, part.row, part.end), next = slot_at(p, part.row + DEPTH, part.end);
+        for (uint32_t row = part.row; row < part.end; row += DEPTH) {
+            uint32_t lines = line_of(p, slot);
+            slot = next, next = slot_at(p, row + 2 * DEPTH, part.end);
+            barrier_wait(ring.empty(place.stage), place.phase ^ 1);
+            if (threadIdx.x == 0) {
+                barrier_expect(ring.full(place.stage), Stages::B);
+                for (int n = 0; n < WIDTH; n += 64)
+                    tma_2d(ring.b(place.stage) + n * DEPTH * 2, &p.packed, ring.full(place.stage), part.column + n, row);
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                uint32_t from = __shfl_sync(~0u, lines, threadIdx.x % 32 / 16 + i * 2);
+                bool inside = here && from != NO_ROW;
+                copy16(ring.a(place.stage) + to + i * 1024, source + (inside ? from : 0), inside ? 16 : 0);
+            }
+            copies_arrive(ring.full(place.stage));
+            place.next();
+        }
+    }
+}
+
+// Rows after the expert's last belong to another: they must not be multiplied, not even by 0.
+static __device__ __forceinline__ void clear_tail(uint32_t b, uint32_t valid) {
+    for (uint32_t i = threadIdx.x - 128; i < (DEPTH - valid) * 32; i += CONSUMERS) {
+        uint32_t at = b + i % 4 * 8192 + valid * 128 + i / 4 * 16;
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+    }
+    fence_async();
+    consumers_sync();
+}
+
+
+static __device__ __forceinline__ void store4(const WgradParams &p, float *to, float4 v, bool inside) {
+    if (!inside) return;
+    if (p.accumulate) {
+        float4 old = *(const float4 *)to;
+        v.x += old.x, v.y += old.y, v.z += old.z, v.w += old.w;
+    }
+    *(float4 *)to = v;
+}
+
+static __device__ __forceinline__ void store(const WgradParams &p, const Part &part, uint32_t first, const SumPatch &patch,
+                                             float (&sums)[128]) {
+    uint32_t lane = threadIdx.x % 32;
+    float *dw = p.dw + (uint64_t)part.expert * p.height * p.columns;
+#pragma unroll 1
+    for (int group = 0; group < 8; group++) {
+        uint32_t column = part.column + group * 32;
+        __syncwarp();
+#define PUT(I) patch.put<I>(sums); break;
+        GROUPS(PUT)
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (p.turned) {
+                // 16 rows of the tile lie side by side in the gradient.
+                uint32_t row = lane % 4 * 4, n = lane / 4 + i * 8;
+                float4 v = make_float4(patch.get(row, n), patch.get(row + 1, n), patch.get(row + 2, n), patch.get(row + 3, n));
+                store4(p, dw + (uint64_t)(column + n) * p.height + first + row, v, first + row < p.height && column + n < p.columns);
+            } else {
+                uint32_t row = lane / 8 + i * 4, n = lane % 8 * 4;
+                float4 v = patch.get4<SumPatch::LINE>(row, n);
+                store4(p, dw + (uint64_t)(first + row) * p.columns + column + n, v, first + row < p.height && column + n < p.columns);
+            }
+        }
+    }
+}
+
+// The gradient of an expert without rows.
+static __device__ __forceinline__ void clear(const WgradParams &p, const Part &part) {
+    float *dw = p.dw + (uint64_t)part.expert * p.height * p.columns;
+    for (uint32_t i = threadIdx.x - 128; i < TILE_ROWS * WIDTH; i += CONSUMERS) {
+        // Neighbouring threads write neighbouring columns of the gradient.
+        uint32_t row = part.top + (p.turned ? i % TILE_ROWS : i / WIDTH);
+        uint32_t column = part.column + (p.turned ? i / TILE_ROWS : i % WIDTH);
+        if (row >= p.height || column >= p.columns) continue;
+        dw[p.turned ? (uint64_t)column * p.height + row : (uint64_t)row * p.columns + column] = 0.0f;
+    }
+}
+
+template <typename T> static __device__ void consume(const WgradParams &p, const Stages &ring) {
+    uint32_t half = threadIdx.x / 128 - 1;
+    bool speaks = threadIdx.x % 32 == 0;
+    Place<STAGES> place;
+    for (uint32_t at = blockIdx.x; at < part_count(p); at += gridDim.x) {
+        Part part = part_at(p, at);
+        if (part.row >= part.end) {
+            if (!p.accumulate) clear(p, part);
+            continue;
+        }
+        float sums[WIDTH / 2];
+        uint32_t before = 0;
+        for (uint32_t row = part.row; row < part.end; row += DEPTH) {
+            barrier_wait(ring.full(place.stage), place.phase);
+            if (part.end - row < DEPTH) clear_tail(ring.b(place.stage), part.end - row);
+            else fence_async();
+            uint64_t a = operand(ring.a(place.stage) + half * 8192, 8192), b = operand(ring.b(place.stage), 8192);
+            wgmma_begin();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma<T, 1, 1>(sums, a + i * 128, b + i * 128, row > part.row || i > 0);
+            wgmma_commit();
+            if (row > part.row) {
+                wgmma_wait<1>();
+                if (speaks) barrier_arrive(ring.empty(before));
+            }
+            before = place.stage;
+            place.next();
+        }
+        wgmma_wait<0>();
+        if (speaks) barrier_arrive(ring.empty(before));
+        store(p, part, part.top + half * 64 + threadIdx.x % 128 / 32 * 16, SumPatch(ring.patches()), sums);
+    }
+}
+
+template <typename T> static __device__ __forceinline__ void expert_wgrad(const WgradParams &p) {
+    extern __shared__ uint8_t shared[];
+    Stages ring(shared);
+    if (threadIdx.x == 0) ring.init(129);
+    __syncthreads();
+    if (threadIdx.x < 128) {
+        registers_give<56>();
+        produce(p, ring);
+    } else {
+        registers_take<224>();
+        consume<T>(p, ring);
+    }
+}
+
+#define KERNEL(name, T) \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 1) name(const __grid_constant__ WgradParams p) { expert_wgrad<T>(p); }
+KERNEL(expert_wgrad_hopper_bf16, bf16)
+KERNEL(expert_wgrad_hopper_f16, f16)

@@ -1,0 +1,58 @@
+// Rows of sums, scaled or with a bias, rounded and stored, perhaps to other rows.
+#pragma once
+#include "rows_hopper.cuh"
+
+struct StoreParams {
+    RowsParams rows;
+    const void *bias;          // (experts, columns), or null
+    const float *weights;      // (slots) factors of the rows, or null
+    const uint32_t *out_index; // (rows), or null
+    void *out;                 // (rows, columns)
+    float bias_share;          // factor of the bias
+};
+
+template <typename T>
+static __device__ __forceinline__ void store(const StoreParams &p, const Tile &tile, uint32_t first, uint32_t patches, float (&sums)[128]) {
+    uint32_t columns = p.rows.columns, lane = threadIdx.x % 32;
+    if (p.bias) {
+        const T *bias = (const T *)p.bias + (uint64_t)tile.expert * columns;
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            uint32_t column = tile.column + i * 8 + lane % 4 * 2;
+            if (column >= columns) continue;
+            float2 v = unpack<T>(*(const uint32_t *)(bias + column));
+            v.x *= p.bias_share, v.y *= p.bias_share;
+            sums[i * 4] += v.x, sums[i * 4 + 1] += v.y, sums[i * 4 + 2] += v.x, sums[i * 4 + 3] += v.y;
+        }
+    }
+    float scale[2] = {1.0f, 1.0f};
+    if (p.weights) {
+        for (int half = 0; half < 2; half++) {
+            uint32_t row = first + lane / 4 + half * 8;
+            if (row < tile.end) scale[half] = p.weights[slot_of(p.rows, row)];
+        }
+    }
+    Patch patch(patches);
+    T *out[2];
+    bool inside[2];
+    uint32_t column = tile.column + lane % 4 * 8;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t row = first + lane / 4 + half * 8;
+        inside[half] = row < tile.end;
+        if (p.out_index && inside[half]) row = min(p.out_index[row], p.rows.rows - 1);
+        out[half] = (T *)p.out + (uint64_t)row * columns;
+    }
+#pragma unroll 1
+    for (int group = 0; group < 8; group += 2, column += 64) {
+        __syncwarp();
+#define PUT(I) patch.put_sums<T, I * 4>(0, sums, scale[0], scale[1]); patch.put_sums<T, I * 4 + 4>(1, sums, scale[0], scale[1]); break;
+        switch (group) { case 0: PUT(0) case 2: PUT(2) case 4: PUT(4) default: PUT(6) }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t at = column + i / 2 * 32;
+            if (inside[i % 2] && at < columns) *(uint4 *)(out[i % 2] + at) = patch.get(i / 2, i % 2);
+        }
+    }
+}

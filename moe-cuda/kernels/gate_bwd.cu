@@ -85,14 +85,23 @@ template <typename T, typename Tile> static __device__ __forceinline__ void dgat
         body<T, name##_tile>(p);                                                                \
     }                                                                                           \
     KERNELS(name, GateBwdParams, BOUNDS(name##_tile))
+// A kernel for storage types that tf32 holds.
+#define SPLIT(name, t, body, ...)                                                                   \
+    extern "C" __global__ void __launch_bounds__((__VA_ARGS__::THREADS), 3)                         \
+        name##_##t(const __grid_constant__ GateBwdParams p) {                                       \
+        body<t, __VA_ARGS__>(p);                                                                    \
+    }
+#define SPLITS(name, body, ...)          \
+    SPLIT(name, bf16, body, __VA_ARGS__) \
+    SPLIT(name, f16, body, __VA_ARGS__)
 
 TILED(gate_bwd_dx, dx_tile, Tile<128, 64, 8, 8, 16>)
 TILED(gate_bwd_dgate_128, dgate_tile, Tile<128, 64, 8, 8, 16>)
 TILED(gate_bwd_dgate_32, dgate_tile, Tile<32, 64, 4, 4, 16>)
 TILED(gate_bwd_dgate_8, dgate_tile, Tile<8, 128, 4, 4, 16>)
-TILED(gate_bwd_dx_mma, dx_tile, MmaTile<128, 128, 64, 32, 16>)
-TILED(gate_bwd_dgate_mma_128, dgate_tile, MmaTile<128, 128, 64, 32, 16>)
-TILED(gate_bwd_dgate_mma_32, dgate_tile, MmaTile<32, 128, 32, 32, 16>)
+SPLITS(gate_bwd_dx_split, dx_tile, SplitTile<64, 128, 64, 32, 16>)
+SPLITS(gate_bwd_dgate_split_64, dgate_tile, SplitTile<64, 128, 64, 32, 16>)
+SPLITS(gate_bwd_dgate_split_32, dgate_tile, SplitTile<32, 128, 32, 32, 16>)
 
 // A chunk's dbias: a thread per expert.
 extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_dbias(const __grid_constant__ GateBwdParams p) {

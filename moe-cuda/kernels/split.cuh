@@ -6,7 +6,7 @@
 #define TF32_BITS 0xffffe000u
 
 // sums += a * b for 16 rows, 8 columns and 8 steps.
-static __device__ __forceinline__ void mma(float &c0, float &c1, float &c2, float &c3, const uint32_t (&a)[4],
+static __device__ __forceinline__ void mma_tf32(float &c0, float &c1, float &c2, float &c3, const uint32_t (&a)[4],
                                            const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -16,7 +16,7 @@ static __device__ __forceinline__ void mma(float &c0, float &c1, float &c2, floa
 }
 
 // Warps hold WM x WN sums each. In a warp, lane 4 * g + t has rows g + 8 * i and columns 8 * j + 2 * t and the next.
-template <int BM_, int BN_, int WM, int WN, int BK_> struct MmaTile {
+template <int BM_, int BN_, int WM, int WN, int BK_> struct SplitTile {
     static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = WM / 8, TN = WN / 4, RUN = 2;
     static constexpr int THREADS = BM / WM * (BN / WN) * 32;
     // Eight more than a multiple of 32: a fragment's four steps and eight rows lie in 32 banks.
@@ -51,8 +51,8 @@ template <int BM_, int BN_, int WM, int WN, int BK_> struct MmaTile {
                 }
 #pragma unroll
                 for (int j = 0; j < TN; j += 2) {
-                    mma(sums[i][j], sums[i][j + 1], sums[i + 1][j], sums[i + 1][j + 1], low, right[j / 2]);
-                    mma(sums[i][j], sums[i][j + 1], sums[i + 1][j], sums[i + 1][j + 1], high, right[j / 2]);
+                    mma_tf32(sums[i][j], sums[i][j + 1], sums[i + 1][j], sums[i + 1][j + 1], low, right[j / 2]);
+                    mma_tf32(sums[i][j], sums[i][j + 1], sums[i + 1][j], sums[i + 1][j + 1], high, right[j / 2]);
                 }
             }
         }

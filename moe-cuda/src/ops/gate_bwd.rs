@@ -8,12 +8,21 @@ use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
 use moe_core::ops::{CHUNK, GateBwd, GateBwdArgs, GateBwdDims};
-use moe_core::{Kernel, Out, Path};
+use moe_core::{DType, Kernel, Out, Path};
 
 pub(super) static IMAGE: Image = image!(
     "gate_bwd",
     ["gate_bwd_dx": 0, "gate_bwd_dgate_128": 0, "gate_bwd_dgate_32": 0, "gate_bwd_dgate_8": 0],
-    single: ["gate_bwd_dbias": 0, "gate_bwd_sum": 0]
+    single: [
+        "gate_bwd_dx_split_bf16": 0,
+        "gate_bwd_dx_split_f16": 0,
+        "gate_bwd_dgate_split_64_bf16": 0,
+        "gate_bwd_dgate_split_64_f16": 0,
+        "gate_bwd_dgate_split_32_bf16": 0,
+        "gate_bwd_dgate_split_32_f16": 0,
+        "gate_bwd_dbias": 0,
+        "gate_bwd_sum": 0,
+    ]
 );
 
 /// `GateBwdParams` of `kernels/gate_bwd.cu`.
@@ -58,12 +67,30 @@ fn layout(dims: &GateBwdDims) -> [usize; 3] {
     [part, chunks.saturating_mul(part).min(part.max(ROUND)), bias]
 }
 
-/// Kernel, experts and columns of a block's tile, and its threads.
-fn tile<T: Float>(experts: usize) -> (&'static str, usize, usize, u32) {
-    match experts {
-        ..=8 => (kernel!(T, "gate_bwd_dgate_8"), 8, 128, 64),
-        9..=64 => (kernel!(T, "gate_bwd_dgate_32"), 32, 64, 128),
-        _ => (kernel!(T, "gate_bwd_dgate_128"), 128, 64, 128),
+/// A kernel with the rows, columns and threads of a block.
+struct Tile(&'static str, usize, usize, u32);
+
+impl Tile {
+    fn dx<T: Float>(split: bool) -> Self {
+        match split {
+            true => Self(kernel!(T, "gate_bwd_dx_split"), 64, 128, 128),
+            false => Self(kernel!(T, "gate_bwd_dx"), 128, 64, 128),
+        }
+    }
+
+    /// The rows are experts, and few experts leave matrix units half idle.
+    fn dgate<T: Float>(split: bool, experts: usize) -> Self {
+        match (experts, split) {
+            (..=8, _) => Self(kernel!(T, "gate_bwd_dgate_8"), 8, 128, 64),
+            (9..=32, true) => Self(kernel!(T, "gate_bwd_dgate_split_32"), 32, 128, 128),
+            (33.., true) => Self(kernel!(T, "gate_bwd_dgate_split_64"), 64, 128, 128),
+            (9..=64, false) => Self(kernel!(T, "gate_bwd_dgate_32"), 32, 64, 128),
+            (65.., false) => Self(kernel!(T, "gate_bwd_dgate_128"), 128, 64, 128),
+        }
+    }
+
+    fn blocks(&self, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(self.1) * columns.div_ceil(self.2)
     }
 }
 
@@ -106,15 +133,18 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
             chunks: 0,
             last_round: 0,
         };
-        let blocks = tokens.div_ceil(128) * width.div_ceil(64);
-        call.launch(kernel!(T, "gate_bwd_dx"), Grid::new(blocks, 128), &params)?;
+        // f32 keeps its chains; tf32 holds the other types' values, so that only dlogits have to be split.
+        let split = T::DTYPE != DType::F32 && self.capability().0 >= 8;
+        let dx = Tile::dx::<T>(split);
+        call.launch(dx.0, Grid::new(dx.blocks(tokens, width), dx.3), &params)?;
         let chunks = tokens.div_ceil(CHUNK);
         if params.dbias != 0 {
             let grid = Grid::of([experts.div_ceil(SUMMERS as usize), chunks, 1], SUMMERS);
             call.launch("gate_bwd_dbias", grid, &params)?;
         }
-        let (kernel, rows, columns, threads) = tile::<T>(experts);
-        let across = experts.div_ceil(rows) * width.div_ceil(columns);
+        // Jitter leaves values that tf32 does not hold.
+        let dgate = Tile::dgate::<T>(split && jitter.is_none(), experts);
+        let blocks = dgate.blocks(experts, width);
         let round = (ROUND / part(dims).max(1)).max(1);
         // Without tokens there is still a sum to be stored.
         for first in (0..chunks.max(1)).step_by(round) {
@@ -122,10 +152,10 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
             params.first_chunk = first as u32;
             params.chunks = count as u32;
             params.last_round = (first + count == chunks).into();
-            call.launch(kernel, Grid::of([across, count, 1], threads), &params)?;
+            call.launch(dgate.0, Grid::of([blocks, count, 1], dgate.3), &params)?;
             let sums = (experts * width).max(experts).div_ceil(SUMMERS as usize);
             call.launch("gate_bwd_sum", Grid::new(sums, SUMMERS), &params)?;
         }
-        Ok(Path("fused chains"))
+        Ok(Path(if split { "split, matrix units" } else { "fused chains" }))
     }
 }

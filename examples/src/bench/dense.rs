@@ -1,15 +1,15 @@
 //! The device's own dense product: the down-projection of a single expert, which is `a * w^T` and nothing else.
 
-use super::{median, repeat};
+use super::{fill, median, repeat};
 use anyhow::Result;
 use moe_core::ops::{
     Activation, ExpertDims, ExpertDown, ExpertDownArgs, PackUse, PackWeights, PackWeightsArgs, Weight,
 };
-use moe_core::{Accum, MoeDevice, Scalar, Session, whole, whole_mut};
+use moe_core::{MoeDevice, Scalar, Session, whole, whole_mut};
 use std::time::Duration;
 
 /// Sides of the square products that are tried, until one takes long enough to be timed well.
-const SIDES: [usize; 6] = [64, 128, 256, 512, 1024, 2048];
+const SIDES: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
 const LONG: f64 = 0.05;
 
 /// Floating-point operations per second of a square product of random values, weights packed before.
@@ -47,9 +47,9 @@ fn seconds<D: MoeDevice<T>, T: Scalar>(device: &D, side: usize) -> Result<f64> {
     );
     let mut offsets = session.alloc::<u32>(2)?;
     let mut packed = session.alloc::<u8>(device.packed_len::<T>(&pack))?;
-    let values: Vec<T> = (0..side * side).map(|i| T::narrow(T::Acc::of(noise(i)))).collect();
-    session.upload(&values, whole_mut::<D, T>(&mut a))?;
-    session.upload(&values, whole_mut::<D, T>(&mut w))?;
+    for (buffer, seed) in [(&mut a, 1), (&mut w, 2)] {
+        session.upload(&fill::values::<T>(side * side, 0.5, seed), whole_mut::<D, T>(buffer))?;
+    }
     session.upload(&[0, side as u32], whole_mut::<D, u32>(&mut offsets))?;
     let is_packed = device.packed_len::<T>(&pack) > 0;
     if is_packed {
@@ -75,10 +75,4 @@ fn seconds<D: MoeDevice<T>, T: Scalar>(device: &D, side: usize) -> Result<f64> {
     };
     product()?;
     Ok(median(&mut repeat(Duration::from_millis(300), product)?))
-}
-
-/// Values in -0.5 to 0.5 without a pattern.
-fn noise(i: usize) -> f64 {
-    let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash ^ (hash >> 29)) >> 11) as f64 / (1_u64 << 53) as f64 - 0.5
 }

@@ -1,15 +1,19 @@
 //! `bench`: the time of one layer's pass, beside the device's own dense product in the same run.
 
+pub mod decode;
 mod dense;
+mod fill;
+mod ops;
 mod options;
 mod pass;
 mod report;
 
+pub use ops::measure_ops;
 pub use options::{Dtype, Options, Pass, Shape};
 pub use report::Report;
 
 use anyhow::Result;
-use moe_core::{AdamW, MoeConfig, MoeDevice, MoeLayer, Runner, Scalar, Sizes};
+use moe_core::{AdamW, MoeConfig, MoeDevice, Runner, Scalar, Sizes};
 use std::time::{Duration, Instant};
 
 /// Measures one pass on a device. `allocated` reads how many bytes the process has allocated so far.
@@ -23,7 +27,7 @@ pub fn measure<D: MoeDevice<T>, T: Scalar>(
 ) -> Result<Report> {
     let Shape { tokens, width, hidden, experts, top_k } = options.shape;
     let config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
-    let mut layer = MoeLayer::<D, T>::init(device, &config, 1)?;
+    let mut layer = fill::layer::<D, T>(device, &config, 1)?;
     let mut runner = Runner::<D, T>::new(device, &config, tokens)?;
     let start = Instant::now();
     layer.update(&mut runner, |_, _| Ok(()))?;

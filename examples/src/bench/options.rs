@@ -4,13 +4,14 @@ use crate::device::DeviceName;
 use clap::{Parser, ValueEnum};
 use std::str::FromStr;
 
-/// Times one Mixture-of-Experts layer and prints one line of JSON.
+/// Times one Mixture-of-Experts layer and prints one line of JSON, or with `--ops` one per op.
 #[derive(Clone, Debug, Parser)]
 pub struct Options {
-    /// device that runs the layer
-    #[arg(long, value_enum, default_value_t)]
+    /// device that runs the layer: host, cpu, cuda or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceName,
-    /// tokens, width, hidden width, experts, experts per token: T,D,F,E,K
+    /// tokens, width, hidden width, experts, experts per token: T,D,F,E,K; or a model's name: qwen3-30b-a3b,
+    /// mixtral-8x7b, olmoe-1b-7b, dsv3-ep8
     #[arg(long, default_value = "512,256,512,8,2")]
     pub shape: Shape,
     /// type of weights and activations
@@ -25,6 +26,9 @@ pub struct Options {
     /// add to the weight gradients instead of overwriting them
     #[arg(long)]
     pub accumulate: bool,
+    /// time each op on its own, with weights as they are
+    #[arg(long)]
+    pub ops: bool,
     /// how long to measure, after at least five runs
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
@@ -69,14 +73,32 @@ pub struct Shape {
     pub top_k: usize,
 }
 
+impl Shape {
+    const fn of([tokens, width, hidden, experts, top_k]: [usize; 5]) -> Self {
+        Self { tokens, width, hidden, experts, top_k }
+    }
+}
+
+/// Layers of published models with the tokens of a training step; the last is one of eight ranks of DeepSeek-V3.
+const MODELS: [(&str, Shape); 4] = [
+    ("qwen3-30b-a3b", Shape::of([16384, 2048, 768, 128, 8])),
+    ("mixtral-8x7b", Shape::of([8192, 4096, 14336, 8, 2])),
+    ("olmoe-1b-7b", Shape::of([32768, 2048, 1024, 64, 8])),
+    ("dsv3-ep8", Shape::of([8192, 7168, 2048, 32, 8])),
+];
+
 impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("wanted five whole numbers T,D,F,E,K, got `{text}`");
+        if let Some((_, shape)) = MODELS.iter().find(|(name, _)| *name == text) {
+            return Ok(*shape);
+        }
+        let names = MODELS.map(|(name, _)| name).join(", ");
+        let wrong = || format!("wanted five whole numbers T,D,F,E,K or one of {names}, got `{text}`");
         let numbers: Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse()).collect();
         match numbers.map_err(|_| wrong())?[..] {
-            [tokens, width, hidden, experts, top_k] => Ok(Self { tokens, width, hidden, experts, top_k }),
+            [tokens, width, hidden, experts, top_k] => Ok(Self::of([tokens, width, hidden, experts, top_k])),
             _ => Err(wrong()),
         }
     }
@@ -87,9 +109,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shape_is_five_numbers() {
-        let shape = Shape { tokens: 512, width: 256, hidden: 512, experts: 8, top_k: 2 };
-        assert_eq!("512,256, 512,8,2".parse(), Ok(shape));
+    fn a_shape_is_five_numbers_or_a_model() {
+        assert_eq!("512,256, 512,8,2".parse(), Ok(Shape::of([512, 256, 512, 8, 2])));
+        assert_eq!("mixtral-8x7b".parse(), Ok(Shape::of([8192, 4096, 14336, 8, 2])));
         assert!("512,256,512,8".parse::<Shape>().is_err());
         assert!("512,256,512,8,-2".parse::<Shape>().is_err());
     }

@@ -1,10 +1,9 @@
 //! The timed pass itself.
 
-use super::{Options, Pass, Shape, median, repeat};
+use super::{Options, Pass, Shape, fill, median, repeat};
 use anyhow::Result;
-use moe_core::ndarray::Array2;
-use moe_core::{Accum, AdamW, MoeDevice, MoeLayer, Runner, Scalar};
-use std::time::Duration;
+use moe_core::{AdamW, MoeDevice, MoeLayer, Runner, Scalar};
+use std::time::{Duration, Instant};
 
 /// What was measured.
 pub(super) struct Timing {
@@ -27,7 +26,7 @@ pub(super) fn time<D: MoeDevice<T>, T: Scalar>(
     allocated: &(impl Fn() -> usize + Send + Sync),
 ) -> Result<Timing> {
     let Shape { tokens, width, .. } = options.shape;
-    let x = runner.upload(random::<T>(tokens, width, 1).view())?;
+    let x = runner.upload(fill::tokens::<T>(tokens, width, 1)?.view())?;
     let mut y = runner.like(&x)?;
     let budget = Duration::from_secs_f64(options.seconds.clamp(0.0, 600.0));
     if options.pass == Pass::Fwd {
@@ -37,7 +36,7 @@ pub(super) fn time<D: MoeDevice<T>, T: Scalar>(
             Ok(runner.session().sync()?)
         });
     }
-    let dy = runner.upload(random::<T>(tokens, width, 2).view())?;
+    let dy = runner.upload(fill::tokens::<T>(tokens, width, 2)?.view())?;
     let mut dx = runner.like(&x)?;
     let (mut saved, mut grads) = (runner.saved(layer.config())?, layer.grads()?);
     let kept = saved.bytes_per_token();
@@ -60,8 +59,10 @@ fn measure(
     allocated: &impl Fn() -> usize,
     mut work: impl FnMut() -> Result<()>,
 ) -> Result<Timing> {
-    for _ in 0..2 {
+    let (begin, mut runs) = (Instant::now(), 0);
+    while runs < 2 || begin.elapsed() < budget / 10 {
         work()?;
+        runs += 1;
     }
     let mut during = 0;
     let mut times = repeat(budget, || {
@@ -71,17 +72,4 @@ fn measure(
         Ok(())
     })?;
     Ok(Timing { median: median(&mut times), runs: times.len(), allocated: during, kept })
-}
-
-/// Normal values, near enough: sums of four uniform ones.
-fn random<T: Scalar>(rows: usize, width: usize, seed: u64) -> Array2<T> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f64 / (1_u64 << 24) as f64 - 0.5
-    };
-    Array2::from_shape_simple_fn((rows, width), || {
-        let sum = uniform() + uniform() + uniform() + uniform();
-        T::narrow(T::Acc::of(sum * 3_f64.sqrt()))
-    })
 }

@@ -27,7 +27,7 @@ impl Report {
             of_op[path.0] = json!(launches);
         }
         Self(json!({
-            "device": options.device.name(),
+            "device": options.device.to_string(),
             "dtype": T::DTYPE.to_string(),
             "pass": options.pass.name(),
             "shape": [tokens, width, hidden, experts, top_k],

@@ -1,9 +1,10 @@
-//! Times one Mixture-of-Experts layer and prints one line of JSON.
+//! Times one Mixture-of-Experts layer and prints one line of JSON, or one per op.
 
 use anyhow::Result;
 use clap::Parser;
 use half::{bf16, f16};
-use moe_examples::bench::{Dtype, Options, Report, measure};
+use moe_core::{MoeDevice, Scalar};
+use moe_examples::bench::{Dtype, Options, measure, measure_ops};
 use moe_examples::device::{AnyDevice, DeviceTask};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
@@ -15,21 +16,30 @@ static MEMORY: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 struct Measurement(Options);
 
 impl DeviceTask for Measurement {
-    type Output = Result<Report>;
+    type Output = Result<Vec<String>>;
 
-    fn run<D: AnyDevice>(self, device: D) -> Result<Report> {
-        let allocated = || MEMORY.stats().bytes_allocated;
+    fn run<D: AnyDevice>(self, device: D) -> Result<Vec<String>> {
         match self.0.dtype {
-            Dtype::F32 => measure::<D, f32>(&device, &self.0, allocated),
-            Dtype::Bf16 => measure::<D, bf16>(&device, &self.0, allocated),
-            Dtype::F16 => measure::<D, f16>(&device, &self.0, allocated),
+            Dtype::F32 => lines::<D, f32>(&device, &self.0),
+            Dtype::Bf16 => lines::<D, bf16>(&device, &self.0),
+            Dtype::F16 => lines::<D, f16>(&device, &self.0),
         }
     }
+}
+
+fn lines<D: MoeDevice<T>, T: Scalar>(device: &D, options: &Options) -> Result<Vec<String>> {
+    if options.ops {
+        return measure_ops::<D, T>(device, options);
+    }
+    let report = measure::<D, T>(device, options, || MEMORY.stats().bytes_allocated)?;
+    Ok(vec![report.to_string()])
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let (device, threads) = (options.device, options.threads);
-    println!("{}", device.open_with(threads, Measurement(options))??);
+    for line in device.open_with(threads, Measurement(options))?? {
+        println!("{line}");
+    }
     Ok(())
 }

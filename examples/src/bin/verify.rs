@@ -10,8 +10,8 @@ use std::process::ExitCode;
 /// Runs the library on reference data and compares.
 #[derive(Parser)]
 struct Arguments {
-    /// where the library runs
-    #[arg(long, default_value = "cpu")]
+    /// where the library runs: host, cpu, cuda or cuda:N
+    #[arg(long, default_value_t)]
     device: DeviceName,
     /// folder of fixtures, searched with all folders below it
     #[arg(long)]

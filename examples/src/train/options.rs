@@ -22,8 +22,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
-    /// Where the MoE layers run
-    #[arg(long, value_enum, default_value_t)]
+    /// Where the MoE layers run: host, cpu, cuda or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceName,
 
     /// Threads for the dense parts, and for the device if it is a CPU [default: one per core]

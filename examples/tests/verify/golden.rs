@@ -1,8 +1,10 @@
-//! All fixtures of the repository pass on every device that is always there.
+//! All fixtures of the repository pass on every device that is there.
 
 use crate::fixtures;
+use moe_cuda::Cuda;
 use moe_examples::device::{AnyDevice, DeviceName, DeviceTask};
 use moe_examples::verify::{Line, Outcome, Summary, verify};
+use moe_tests::available;
 
 /// Files in tests/fixtures.
 const CASES: usize = 98;
@@ -25,7 +27,7 @@ impl DeviceTask for Golden {
 }
 
 fn all_pass(device: DeviceName) {
-    let (summary, failures) = device.open(Golden).expect("the device is always there");
+    let (summary, failures) = device.open(Golden).expect("the device is there");
     let failures: Vec<String> = failures.iter().map(Line::to_string).collect();
     assert_eq!(failures, Vec::<String>::new());
     assert_eq!(summary, Summary { passed: CASES, failed: 0, skipped: 0 });
@@ -39,4 +41,12 @@ fn every_fixture_passes_on_the_reference() {
 #[test]
 fn every_fixture_passes_on_the_processor() {
     all_pass(DeviceName::Cpu);
+}
+
+#[test]
+fn every_fixture_passes_on_the_gpu() {
+    let opened = Cuda::new();
+    if available("every_fixture_passes_on_the_gpu", "cuda", &opened).is_some() {
+        all_pass(DeviceName::Cuda(0));
+    }
 }

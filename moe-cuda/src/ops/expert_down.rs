@@ -2,7 +2,9 @@
 
 use super::Float;
 use super::hopper::{self, HOPPER, Rows, StoreParams};
-use super::products::{SHARED, Sizes, grid, path, row_tiles, tiles};
+use super::products::{
+    DECODE, DECODE_SHARED, LINES, SHARED, Sizes, decode_grid, few, grid, path, row_tiles, tiles,
+};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -11,7 +13,8 @@ use crate::stream::Stream;
 use moe_core::ops::{ExpertDims, ExpertDown, ExpertDownArgs};
 use moe_core::{Kernel, Op, Out, Path};
 
-pub(super) static IMAGE: Image = image!("expert_down", ["expert_down": SHARED]);
+pub(super) static IMAGE: Image =
+    image!("expert_down", ["expert_down": SHARED, "expert_down_decode": DECODE_SHARED]);
 
 /// `ExpertDownParams` of `kernels/expert_down.cu`.
 #[repr(C)]
@@ -49,6 +52,9 @@ impl<T: Float> Kernel<ExpertDown<T>> for Cuda {
             sizes: Sizes::of(ExpertDown::<T>::ID, dims)?,
             shares: dims.bias_shares as f32,
         };
+        if let Some(path) = decode(&call, dims, &params)? {
+            return Ok(path);
+        }
         match hopper(&call, dims, &params)? {
             Some(path) => Ok(path),
             None => general(&call, dims, &params),
@@ -71,6 +77,20 @@ fn hopper<T: Float>(
     let params = StoreParams { rows, bias, weights: 0, out_index, out, bias_share: shares.recip() };
     call.launch(kernel!(T, "expert_down_hopper"), hopper::grid(call.cuda), &params)?;
     Ok(Some(HOPPER))
+}
+
+/// The kernel for few rows, if it fits.
+fn decode<T: Float>(
+    call: &Call<'_, ExpertDown<T>>,
+    dims: &ExpertDims,
+    params: &ExpertDownParams,
+) -> Result<Option<Path>, CudaError> {
+    if !few::<T>(call.cuda, dims, [params.a, params.w2], dims.rows.max(dims.width), dims.hidden) {
+        return Ok(None);
+    }
+    let blocks = decode_grid(dims, dims.width.div_ceil(LINES));
+    call.launch(kernel!(T, "expert_down_decode"), blocks, params)?;
+    Ok(Some(DECODE))
 }
 
 fn general<T: Float>(

@@ -2,7 +2,9 @@
 
 use super::Float;
 use super::hopper::{self, HOPPER, Rows};
-use super::products::{Formula, SHARED, Sizes, TILE, grid, path, row_tiles};
+use super::products::{
+    DECODE, DECODE_SHARED, Formula, LINES, SHARED, Sizes, TILE, decode_grid, few, grid, path, row_tiles,
+};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -11,7 +13,8 @@ use crate::stream::Stream;
 use moe_core::ops::{ExpertDims, ExpertUp, ExpertUpArgs};
 use moe_core::{Kernel, Op, Out, Path};
 
-pub(super) static IMAGE: Image = image!("expert_up", ["expert_up": SHARED]);
+pub(super) static IMAGE: Image =
+    image!("expert_up", ["expert_up": SHARED, "expert_up_decode": DECODE_SHARED]);
 
 /// `ExpertUpParams` of `kernels/expert_up.cu`.
 #[repr(C)]
@@ -53,6 +56,9 @@ impl<T: Float> Kernel<ExpertUp<T>> for Cuda {
             sizes: Sizes::of(ExpertUp::<T>::ID, dims)?,
             formula: Formula::of(ExpertUp::<T>::ID, dims.activation)?,
         };
+        if let Some(path) = decode(&call, dims, &params)? {
+            return Ok(path);
+        }
         match hopper(&call, dims, &params)? {
             Some(path) => Ok(path),
             None => general(&call, dims, &params),
@@ -90,6 +96,21 @@ fn hopper<T: Float>(
     let rows = rows.gathered(x, index).along::<T>(w13, 128, 2)?;
     call.launch(kernel!(T, "expert_up_hopper"), hopper::grid(call.cuda), &UpParams { rows, bias, h, a })?;
     Ok(Some(HOPPER))
+}
+
+/// The kernel for few rows, if it fits.
+fn decode<T: Float>(
+    call: &Call<'_, ExpertUp<T>>,
+    dims: &ExpertDims,
+    params: &ExpertUpParams,
+) -> Result<Option<Path>, CudaError> {
+    if !few::<T>(call.cuda, dims, [params.x, params.w13], dims.tokens.max(dims.up_width()), dims.width) {
+        return Ok(None);
+    }
+    let span = if dims.activation.gated() { LINES / 2 } else { LINES };
+    let blocks = decode_grid(dims, dims.hidden.div_ceil(span));
+    call.launch(kernel!(T, "expert_up_decode"), blocks, params)?;
+    Ok(Some(DECODE))
 }
 
 fn general<T: Float>(

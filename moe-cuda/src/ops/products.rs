@@ -1,7 +1,7 @@
 //! What the grouped products share: sizes, activations, and how many blocks go through the tiles.
 
 use super::Float;
-use crate::call::Grid;
+use crate::call::{Address, Grid};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use moe_core::ops::{Activation, ExpertDims};
@@ -80,6 +80,38 @@ impl Formula {
             _ => Err(ShapeError::Combination { op, what: "activation", why: "has no kernel" }.into()),
         }
     }
+}
+
+/// The way that reads weights once and as fast as memory gives them.
+pub(super) const DECODE: Path = Path("decode 32");
+
+/// `LINES` and `DECODE_SHARED` of `kernels/decode.cuh`.
+pub(super) const LINES: usize = 32;
+pub(super) const DECODE_SHARED: u32 = 18432;
+
+/// More rows than these in all, or on average per expert, are faster in tiles.
+const FEW: usize = 512;
+const FEW_OF_EXPERT: usize = 32;
+
+/// Whether [`DECODE`] can be taken: few rows, and lines of `width` elements that begin at multiples of 16 bytes. Kernels
+/// count these in 32 bits; `lines` are the most that an operand has.
+pub(super) fn few<T: Float>(
+    cuda: &Cuda,
+    dims: &ExpertDims,
+    operands: [Address; 2],
+    lines: usize,
+    width: usize,
+) -> bool {
+    let bytes = width.saturating_mul(size_of::<T>());
+    let aligned = bytes.is_multiple_of(16) && operands.iter().all(|address| address.is_multiple_of(16));
+    let rows = FEW.min(FEW_OF_EXPERT.saturating_mul(dims.experts));
+    let counted = lines.saturating_mul(bytes / 16) < u32::MAX as usize;
+    cuda.facts().major >= 8 && dims.rows <= rows && aligned && counted
+}
+
+/// A block for every LINES lines of weights, of every expert that can have rows.
+pub(super) fn decode_grid(dims: &ExpertDims, blocks: usize) -> Grid {
+    Grid::new(blocks.saturating_mul(dims.experts.min(dims.rows)), THREADS).shared(DECODE_SHARED)
 }
 
 /// Tiles that cover `len` rows or columns.

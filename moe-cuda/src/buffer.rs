@@ -2,15 +2,15 @@
 
 use crate::driver::{Context, check};
 use crate::error::CudaError;
+use crate::order::{Uses, Work, locked};
 use crate::stream::Stream;
 use cudarc::driver::sys::{
     self, CUmemAllocationType, CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult,
 };
-use moe_core::Elem;
+use moe_core::{Elem, OpId};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory from which buffers come. Kept until the device is closed, so that a freed buffer's memory is quickly had again.
@@ -53,25 +53,34 @@ impl Drop for Pool {
 /// Bytes on the GPU, shared by a buffer and the graphs that use it.
 pub(crate) struct Block {
     pointer: u64,
-    owner: Mutex<Stream>,
-    owner_id: AtomicU64,
+    /// on which it is freed
+    home: Mutex<Stream>,
+    uses: Uses,
     _pool: Arc<Pool>,
 }
 
 impl Block {
-    pub(crate) fn belongs_to(&self, stream: &Stream) -> bool {
-        self.owner_id.load(Ordering::Acquire) == stream.0.id
+    /// Notes what `work` does with the block; false if another stream may still be using it.
+    #[must_use]
+    pub(crate) fn used(&self, work: &Work<'_>, written: bool) -> bool {
+        if written { self.uses.write(work) } else { self.uses.read(work) }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).0.free(self.pointer);
+        let home = self.home.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
+        // Freed behind every stream's work on it. A failure leaves nothing to do but to leak it.
+        let ordered = self.uses.others(&home).iter().try_for_each(|other| home.follow(other));
+        if ordered.is_ok() {
+            home.0.free(self.pointer);
+        }
     }
 }
 
-/// Elements on the GPU. It belongs to the stream that it was allocated on until
-/// [`hand_over`](moe_core::Device::hand_over).
+/// Elements on the GPU. Streams use it one after the other: work on another stream than the last is refused unless an event orders
+/// them ([`hand_over`](moe_core::Device::hand_over), [`wait`](moe_core::Device::wait)), or the host has waited for the last; reading
+/// alone needs no order.
 pub struct Buffer<T> {
     pub(crate) block: Arc<Block>,
     pub(crate) len: usize,
@@ -92,15 +101,28 @@ impl<T: Elem> Buffer<T> {
             return Err(full());
         }
         check("cuMemAllocFromPoolAsync", code)?;
-        let block = Block {
-            pointer,
-            owner: Mutex::new(stream.clone()),
-            owner_id: AtomicU64::new(stream.0.id),
-            _pool: pool.clone(),
-        };
+        let block =
+            Block { pointer, home: Mutex::new(stream.clone()), uses: Uses::default(), _pool: pool.clone() };
+        let fresh = block.used(&stream.work()?, true);
+        debug_assert!(fresh, "nobody else knows the block");
         // SAFETY: `bytes` were allocated at `pointer`, in order before this.
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, stream.0.raw) })?;
         Ok(Self { block: Arc::new(block), len, elements: PhantomData })
+    }
+
+    /// Notes what `work`, of op `op`, does with the buffer, its argument `what`.
+    pub(crate) fn used(
+        &self,
+        work: &Work<'_>,
+        op: OpId,
+        what: &'static str,
+        written: bool,
+    ) -> Result<(), CudaError> {
+        if !self.block.used(work, written) {
+            return Err(CudaError::Stream { op, what });
+        }
+        work.stream.keeps(&self.block, written);
+        Ok(())
     }
 
     /// Address of element `start`.
@@ -108,10 +130,9 @@ impl<T: Elem> Buffer<T> {
         self.block.pointer + (start * size_of::<T>()) as u64
     }
 
+    /// Its memory is freed on `stream` from now on.
     pub(crate) fn give_to(&mut self, stream: &Stream) {
-        let mut owner = self.block.owner.lock().unwrap_or_else(PoisonError::into_inner);
-        *owner = stream.clone();
-        self.block.owner_id.store(stream.0.id, Ordering::Release);
+        *locked(&self.block.home) = stream.clone();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Call: an op's arguments as addresses, and the launch of its kernels.
 
-use crate::buffer::Buffer;
 use crate::device::Cuda;
 use crate::driver::check;
 use crate::error::CudaError;
+use crate::order::Work;
 use crate::stream::Stream;
 use cudarc::driver::sys::{self, CUlaunchConfig};
 use moe_core::ops::Weight;
@@ -48,27 +48,13 @@ impl Grid {
 /// One launch of op `O`.
 pub(crate) struct Call<'a, O> {
     pub(crate) cuda: &'a Cuda,
-    stream: &'a Stream,
+    work: Work<'a>,
     op: PhantomData<O>,
 }
 
 impl<'a, O: Op> Call<'a, O> {
     pub(crate) fn new(cuda: &'a Cuda, stream: &'a Stream) -> Result<Self, CudaError> {
-        cuda.context().bind()?;
-        Ok(Self { cuda, stream, op: PhantomData })
-    }
-
-    fn uses<T: Elem>(
-        &self,
-        what: &'static str,
-        buffer: &Buffer<T>,
-        start: usize,
-    ) -> Result<Address, CudaError> {
-        if !buffer.block.belongs_to(self.stream) {
-            return Err(CudaError::Stream { op: O::ID, what });
-        }
-        self.stream.uses(&buffer.block);
-        Ok(buffer.address(start))
+        Ok(Self { cuda, work: stream.work()?, op: PhantomData })
     }
 
     pub(crate) fn read<T: Elem>(
@@ -77,7 +63,8 @@ impl<'a, O: Op> Call<'a, O> {
         view: In<'_, Cuda, T>,
     ) -> Result<Address, CudaError> {
         let (buffer, range) = view.parts();
-        self.uses(what, buffer, range.start)
+        buffer.used(&self.work, O::ID, what, false)?;
+        Ok(buffer.address(range.start))
     }
 
     pub(crate) fn write<T: Elem>(
@@ -86,7 +73,8 @@ impl<'a, O: Op> Call<'a, O> {
         view: Out<'_, Cuda, T>,
     ) -> Result<Address, CudaError> {
         let (buffer, range) = view.parts();
-        self.uses(what, buffer, range.start)
+        buffer.used(&self.work, O::ID, what, true)?;
+        Ok(buffer.address(range.start))
     }
 
     pub(crate) fn read_some<T: Elem>(
@@ -146,7 +134,7 @@ impl<'a, O: Op> Call<'a, O> {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
-            hStream: self.stream.0.raw,
+            hStream: self.work.stream.0.raw,
             attrs: null_mut(),
             numAttrs: 0,
         };

@@ -91,16 +91,6 @@ impl fmt::Debug for Cuda {
     }
 }
 
-/// The address that a copy reads or writes on `stream`.
-fn address<T: Elem>(stream: &Stream, op: OpId, buffer: &Buffer<T>, start: usize) -> Result<u64, CudaError> {
-    if !buffer.block.belongs_to(stream) {
-        return Err(CudaError::Stream { op, what: "buffer" });
-    }
-    stream.0.context.bind()?;
-    stream.uses(&buffer.block);
-    Ok(buffer.address(start))
-}
-
 impl Device for Cuda {
     type Error = CudaError;
     type Stream = Stream;
@@ -129,10 +119,12 @@ impl Device for Cuda {
         expect(OpId("upload"), "source", &[target.len()], source.len())?;
         stream.outside_capture("an upload")?;
         let (buffer, range) = target.parts();
-        let to = address(stream, OpId("upload"), buffer, range.start)?;
+        let work = stream.work()?;
+        buffer.used(&work, OpId("upload"), "target", true)?;
         if source.is_empty() {
             return Ok(());
         }
+        let to = buffer.address(range.start);
         let from = source.as_ptr();
         let mut kind = CUmemorytype::CU_MEMORYTYPE_HOST;
         let key = CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
@@ -141,6 +133,7 @@ impl Device for Cuda {
         unsafe {
             let code = sys::cuMemcpyHtoDAsync_v2(to, from.cast(), size_of_val(source), stream.0.raw);
             check("cuMemcpyHtoDAsync", code)?;
+            drop(work);
             let pinned = sys::cuPointerGetAttribute((&raw mut kind).cast(), key, from as u64);
             if check("cuPointerGetAttribute", pinned).is_ok() { stream.sync() } else { Ok(()) }
         }
@@ -155,13 +148,16 @@ impl Device for Cuda {
         expect(OpId("download"), "target", &[source.len()], target.len())?;
         stream.outside_capture("a download")?;
         let (buffer, range) = source.parts();
-        let from = address(stream, OpId("download"), buffer, range.start)?;
+        let work = stream.work()?;
+        buffer.used(&work, OpId("download"), "source", false)?;
+        let from = buffer.address(range.start);
         let (to, bytes) = (target.as_mut_ptr(), size_of_val(target));
         if bytes > 0 {
             // SAFETY: the target has as many bytes as the source, and lives until the copy is waited for.
             let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0.raw) };
             check("cuMemcpyDtoHAsync", code)?;
         }
+        drop(work);
         stream.sync()
     }
 
@@ -174,8 +170,10 @@ impl Device for Cuda {
         expect(OpId("copy"), "source", &[target.len()], source.len())?;
         let bytes = source.len() * size_of::<T>();
         let ((source, from), (target, to)) = (source.parts(), target.parts());
-        let from = address(stream, OpId("copy"), source, from.start)?;
-        let to = address(stream, OpId("copy"), target, to.start)?;
+        let work = stream.work()?;
+        source.used(&work, OpId("copy"), "source", false)?;
+        target.used(&work, OpId("copy"), "target", true)?;
+        let (from, to) = (source.address(from.start), target.address(to.start));
         if bytes == 0 {
             return Ok(());
         }
@@ -189,10 +187,7 @@ impl Device for Cuda {
         from: &Stream,
         to: &Stream,
     ) -> Result<(), CudaError> {
-        if !buffer.block.belongs_to(from) {
-            return Err(CudaError::Stream { op: OpId("hand_over"), what: "buffer" });
-        }
-        self.wait(to, &self.record(from)?)?;
+        to.follow(from)?;
         buffer.give_to(to);
         Ok(())
     }

@@ -61,8 +61,10 @@ pub enum CudaError {
     /// A copy's lengths differ, or an argument does not fit.
     #[error(transparent)]
     Shape(#[from] ShapeError),
-    /// A buffer was used on a stream that it was not handed over to.
-    #[error("{op}: `{what}` belongs to another stream; hand it over with `Device::hand_over` first")]
+    /// Another stream may still be using the buffer.
+    #[error(
+        "{op}: another stream may still be using `{what}`; hand it over, wait for an event of that stream, or sync that stream first"
+    )]
     Stream {
         /// the op
         op: OpId,
@@ -72,9 +74,6 @@ pub enum CudaError {
     /// A graph is being captured, and this cannot be part of it.
     #[error("{0} cannot be captured in a graph: run the same step once before the capture")]
     Capture(&'static str),
-    /// A graph's buffer has been handed over to another stream.
-    #[error("a buffer of the graph belongs to another stream now")]
-    Graph,
     /// The driver refused a call.
     #[error("{call} failed: {code:?}")]
     Call {
@@ -103,7 +102,7 @@ impl BackendError for CudaError {
             | Self::OldDevice { .. } => ErrorKind::Unavailable,
             Self::Memory { .. } => ErrorKind::OutOfMemory,
             Self::Shape(_) => ErrorKind::Shape,
-            Self::Stream { .. } | Self::Graph => ErrorKind::Stream,
+            Self::Stream { .. } => ErrorKind::Stream,
             Self::Lacks { .. } | Self::Capture(_) => ErrorKind::Unsupported,
             Self::Call { .. } | Self::Fault { .. } => ErrorKind::Fault,
         }

@@ -2,6 +2,7 @@
 
 use crate::driver::{Context, check};
 use crate::error::CudaError;
+use crate::order::Past;
 use crate::stream::Stream;
 use cudarc::driver::sys::{self, CUevent, CUevent_flags};
 use std::ptr::null_mut;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 pub struct Event {
     context: Arc<Context>,
     raw: CUevent,
+    past: Past,
 }
 
 // SAFETY: the driver takes calls for an event from any thread.
@@ -24,7 +26,8 @@ impl Event {
         let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: a context is current, the pointer is valid.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags) })?;
-        let event = Self { context, raw };
+        let clock = &stream.0.clock;
+        let event = Self { context, raw, past: clock.past(stream.0.id, clock.now()) };
         // SAFETY: event and stream live, and belong to one context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(raw, stream.0.raw) })?;
         Ok(event)
@@ -34,7 +37,9 @@ impl Event {
     pub(crate) fn hold(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.0.context.bind()?;
         // SAFETY: event and stream live.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.0.raw, self.raw, 0) })
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.0.raw, self.raw, 0) })?;
+        stream.0.clock.follows(&self.past);
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::driver::check;
 use crate::error::CudaError;
 use crate::stream::Stream;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec};
+use moe_core::OpId;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -13,14 +14,20 @@ use std::sync::Arc;
 pub struct Graph {
     raw: CUgraphExec,
     stream: Stream,
-    blocks: Vec<Arc<Block>>,
+    parts: Vec<Part>,
+}
+
+/// Memory that a graph uses.
+pub(crate) struct Part {
+    pub(crate) block: Arc<Block>,
+    pub(crate) written: bool,
 }
 
 // SAFETY: the driver takes calls from any thread; `replay` needs `&mut`, so that there is one at a time.
 unsafe impl Send for Graph {}
 
 impl Graph {
-    pub(crate) fn new(stream: &Stream, graph: CUgraph, blocks: Vec<Arc<Block>>) -> Result<Self, CudaError> {
+    pub(crate) fn new(stream: &Stream, graph: CUgraph, parts: Vec<Part>) -> Result<Self, CudaError> {
         let mut raw = null_mut();
         // SAFETY: the graph was just made; the driver copies what it needs of it.
         let made = unsafe {
@@ -28,19 +35,19 @@ impl Graph {
             let freed = check("cuGraphDestroy", sys::cuGraphDestroy(graph));
             made.and(freed)
         };
-        made.map(|()| Self { raw, stream: stream.clone(), blocks })
+        made.map(|()| Self { raw, stream: stream.clone(), parts })
     }
 
     /// Puts the step on its stream.
     ///
     /// # Errors
-    /// [`CudaError::Graph`] if one of its buffers was handed over to another stream; the driver's.
+    /// [`CudaError::Stream`] if another stream may still be using one of its buffers; the driver's.
     pub fn replay(&mut self) -> Result<(), CudaError> {
-        if self.blocks.iter().any(|block| !block.belongs_to(&self.stream)) {
-            return Err(CudaError::Graph);
-        }
         self.stream.outside_capture("a graph")?;
-        self.stream.0.context.bind()?;
+        let work = self.stream.work()?;
+        if !self.parts.iter().all(|part| part.block.used(&work, part.written)) {
+            return Err(CudaError::Stream { op: OpId("graph"), what: "a buffer" });
+        }
         // SAFETY: the graph and all its buffers live as long as `self`.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.raw, self.stream.0.raw) })
     }

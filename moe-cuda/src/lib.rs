@@ -5,7 +5,7 @@
 //! stream   queues of work                      buffer   memory, owned by one stream
 //! event    marks between streams               graph    captured steps
 //! image    compiled kernels                    call     arguments and launches
-//! tensor_map  boxes for the copy engine
+//! order    which work comes before which     tensor_map  boxes for the copy engine
 //! ops      one file per op, named as in moe-core; its kernels in kernels/ under the same name
 //! ```
 //!
@@ -21,6 +21,7 @@ mod event;
 mod graph;
 mod image;
 mod ops;
+mod order;
 mod stream;
 mod tensor_map;
 

@@ -3,12 +3,14 @@
 use crate::buffer::Block;
 use crate::driver::{Context, check};
 use crate::error::CudaError;
-use crate::graph::Graph;
+use crate::event::Event;
+use crate::graph::{Graph, Part};
+use crate::order::{Clock, Work, locked};
 use cudarc::driver::sys::{self, CUstream, CUstream_flags, CUstreamCaptureMode};
 use std::fmt;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An ordered queue of work on one GPU. Clones are the same queue.
 #[derive(Clone)]
@@ -18,6 +20,7 @@ pub(crate) struct Queue {
     pub(crate) context: Arc<Context>,
     pub(crate) raw: CUstream,
     pub(crate) id: u64,
+    pub(crate) clock: Clock,
     state: Mutex<State>,
 }
 
@@ -29,7 +32,7 @@ unsafe impl Sync for Queue {}
 #[derive(Default)]
 struct State {
     /// what the capture in progress uses
-    capture: Option<Vec<Arc<Block>>>,
+    capture: Option<Vec<Part>>,
     /// memory that was dropped while a capture was in progress
     dropped: Vec<u64>,
 }
@@ -43,7 +46,13 @@ impl Stream {
         // SAFETY: a context is current, the pointer is valid.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::new(Queue { context: context.clone(), raw, id, state: Mutex::default() })))
+        Ok(Self(Arc::new(Queue {
+            context: context.clone(),
+            raw,
+            id,
+            clock: Clock::default(),
+            state: Mutex::default(),
+        })))
     }
 
     /// Records the work that `step` puts on this stream, instead of running it. The graph keeps the buffers of that work
@@ -74,7 +83,7 @@ impl Stream {
 
     fn end(&self) -> Result<Graph, CudaError> {
         let mut state = self.0.state();
-        let blocks = state.capture.take().unwrap_or_default();
+        let parts = state.capture.take().unwrap_or_default();
         let dropped = std::mem::take(&mut state.dropped);
         drop(state);
         let mut raw = null_mut();
@@ -85,7 +94,7 @@ impl Stream {
             let _ = unsafe { sys::cuMemFreeAsync(pointer, self.0.raw) };
         }
         ended?;
-        Graph::new(self, raw, blocks)
+        Graph::new(self, raw, parts)
     }
 
     /// An error if a capture is in progress, for what cannot be part of one.
@@ -96,26 +105,41 @@ impl Stream {
         }
     }
 
-    /// Says that work put on the stream uses `block`.
-    pub(crate) fn uses(&self, block: &Arc<Block>) {
-        if let Some(blocks) = &mut self.0.state().capture
-            && !blocks.iter().any(|known| Arc::ptr_eq(known, block))
-        {
-            blocks.push(block.clone());
+    /// Begins to put a piece of work on the stream.
+    pub(crate) fn work(&self) -> Result<Work<'_>, CudaError> {
+        self.0.context.bind()?;
+        Ok(Work::new(self))
+    }
+
+    /// A graph that is being captured keeps `block`.
+    pub(crate) fn keeps(&self, block: &Arc<Block>, written: bool) {
+        if let Some(parts) = &mut self.0.state().capture {
+            match parts.iter_mut().find(|part| Arc::ptr_eq(&part.block, block)) {
+                Some(part) => part.written |= written,
+                None => parts.push(Part { block: block.clone(), written }),
+            }
         }
+    }
+
+    /// The next work comes after what is on `other` now.
+    pub(crate) fn follow(&self, other: &Self) -> Result<(), CudaError> {
+        Event::record(other)?.hold(self)
     }
 
     pub(crate) fn sync(&self) -> Result<(), CudaError> {
         self.outside_capture("waiting")?;
         self.0.context.bind()?;
+        let at = self.0.clock.now();
         // SAFETY: the stream lives as long as `self`.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.raw) })
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.raw) })?;
+        self.0.clock.seen(at);
+        Ok(())
     }
 }
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Frees memory behind the work that is on the stream.

@@ -63,6 +63,7 @@ GATE(route_gate_64x64, 64, 64, 8, 4, 16)
 GATE(route_gate_64x32, 64, 32, 8, 4, 32)
 GATE(route_gate_32x32, 32, 32, 4, 4, 32)
 GATE(route_gate_64x8, 64, 8, 4, 2, 32)
+GATE(route_gate_16x16, 16, 16, 2, 2, 128)
 GATE(route_gate_8x8, 8, 8, 1, 1, 256)
 
 // Numbers in the order of the floats; both zeros are equal. 0 stands for NaN, which is never chosen, and 1 is free.

@@ -18,6 +18,7 @@ pub(super) static IMAGE: Image = image!(
         "route_gate_64x32": 0,
         "route_gate_32x32": 0,
         "route_gate_64x8": 0,
+        "route_gate_16x16": 0,
         "route_gate_8x8": 0,
     ],
     single: ["route_choose": 0, "route_choose_any": 0]
@@ -60,10 +61,14 @@ struct Tile {
     tokens: usize,
     experts: usize,
     threads: u32,
+    /// half cycles for one d, if the block has the multiprocessor to itself
+    alone: usize,
+    /// half cycles for one d, in which others wait for what this block uses
+    shared: usize,
 }
 
 macro_rules! tile {
-    ($name:literal, $tokens:literal x $experts:literal, $threads:literal) => {
+    ($name:literal, $tokens:literal x $experts:literal, $threads:literal, $alone:literal, $shared:literal) => {
         Tile {
             kernels: [
                 concat!("route_gate_", $name, "_f32"),
@@ -74,18 +79,21 @@ macro_rules! tile {
             tokens: $tokens,
             experts: $experts,
             threads: $threads,
+            alone: $alone,
+            shared: $shared,
         }
     };
 }
 
-/// From the best to feed to the one that makes the most blocks.
-const TILES: [Tile; 6] = [
-    tile!("128x64", 128 x 64, 128),
-    tile!("64x64", 64 x 64, 128),
-    tile!("64x32", 64 x 32, 64),
-    tile!("32x32", 32 x 32, 64),
-    tile!("64x8", 64 x 8, 64),
-    tile!("8x8", 8 x 8, 64),
+/// The cycles follow from a thread's sums and its loads from shared memory.
+const TILES: [Tile; 7] = [
+    tile!("128x64", 128 x 64, 128, 160, 136),
+    tile!("64x64", 64 x 64, 128, 84, 70),
+    tile!("64x32", 64 x 32, 64, 84, 35),
+    tile!("32x32", 32 x 32, 64, 44, 18),
+    tile!("64x8", 64 x 8, 64, 24, 12),
+    tile!("16x16", 16 x 16, 64, 14, 8),
+    tile!("8x8", 8 x 8, 64, 10, 8),
 ];
 
 impl Tile {
@@ -93,10 +101,13 @@ impl Tile {
         dims.tokens.div_ceil(self.tokens) * dims.experts.div_ceil(self.experts)
     }
 
-    /// The first tile that is not half empty and has a block for every multiprocessor, else the last.
+    /// The tile that is done first; the bits are equal.
     fn of(dims: &RouteDims, processors: u32) -> &'static Self {
-        let fits = |tile: &&Self| tile.experts < 2 * dims.experts && tile.blocks(dims) >= processors as usize;
-        TILES.iter().find(fits).unwrap_or(&TILES[TILES.len() - 1])
+        let time = |tile: &&Self| {
+            let blocks = tile.blocks(dims).div_ceil(processors.max(1) as usize);
+            tile.alone.max(tile.shared * blocks)
+        };
+        TILES.iter().min_by_key(time).unwrap_or(&TILES[0])
     }
 
     fn kernel<T: Float>(&self) -> &'static str {

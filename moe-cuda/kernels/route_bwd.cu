@@ -1,5 +1,5 @@
 // RouteBwd: a warp per token. Its scores and their gradients lie in two rows, in shared memory where they fit; expert e
-// belongs to lane e % 32, and no lane reads another's. The first blocks count the slots of 32 experts each.
+// belongs to lane e % 32, and no lane reads another's. The first blocks count the load, each over its part of the slots.
 #include "scores.cuh"
 
 #define THREADS 128
@@ -15,26 +15,39 @@ struct RouteBwdParams {
     float *dlogits;
     // (blocks * WARPS, 2, experts), or none
     float *rows;
+    // (load_blocks, experts)
+    uint32_t *parts;
     uint32_t tokens, experts, top_k, sequence_count, score, normalize, accumulate, load_blocks;
     float scale;
 };
 
-// Slots of experts first..first+32. They are added with saturation, so that all must be known first.
-static __device__ void count_load(const RouteBwdParams &p, uint32_t first) {
-    __shared__ uint32_t counts[32];
-    uint32_t expert = first + threadIdx.x;
-    if (threadIdx.x < 32) counts[threadIdx.x] = 0;
-    __syncthreads();
-    uint64_t slots = (uint64_t)p.tokens * p.top_k;
+#define COUNTED 1024 // experts counted at a time
+
+static __device__ void count_load(const RouteBwdParams &p, uint32_t block) {
+    __shared__ uint32_t counts[COUNTED];
+    uint64_t slots = (uint64_t)p.tokens * p.top_k, each = (slots + p.load_blocks - 1) / p.load_blocks;
+    uint64_t start = block * each, end = start + each < slots ? start + each : slots;
+    for (uint32_t first = 0; first < p.experts; first += COUNTED) {
+        for (uint32_t e = threadIdx.x; e < COUNTED; e += THREADS) counts[e] = 0;
+        __syncthreads();
 #pragma unroll 8
-    for (uint64_t slot = threadIdx.x; slot < slots; slot += THREADS) {
-        uint32_t id = p.ids[slot] - first;
-        if (id < 32) atomicAdd(&counts[id], 1);
+        for (uint64_t slot = start + threadIdx.x; slot < end; slot += THREADS) {
+            uint32_t id = p.ids[slot];
+            if (id < p.experts && id - first < COUNTED) atomicAdd(&counts[id - first], 1);
+        }
+        __syncthreads();
+        for (uint32_t e = threadIdx.x; e < min(COUNTED, p.experts - first); e += THREADS)
+            p.parts[(uint64_t)block * p.experts + first + e] = counts[e];
     }
-    __syncthreads();
-    if (threadIdx.x >= 32 || expert >= p.experts) return;
-    uint32_t before = p.accumulate ? p.load[expert] : 0, count = counts[threadIdx.x];
-    p.load[expert] = before + min(count, 0xffffffffu - before);
+}
+
+// Adds the parts to the load, with saturation.
+extern "C" __global__ void __launch_bounds__(THREADS) route_load(const __grid_constant__ RouteBwdParams p) {
+    uint32_t expert = blockIdx.x * THREADS + threadIdx.x;
+    if (expert >= p.experts) return;
+    uint64_t sum = p.accumulate ? p.load[expert] : 0;
+    for (uint32_t block = 0; block < p.load_blocks; block++) sum += p.parts[(uint64_t)block * p.experts + expert];
+    p.load[expert] = sum > 0xffffffffu ? 0xffffffffu : (uint32_t)sum;
 }
 
 struct Token {
@@ -172,7 +185,7 @@ struct Token {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4) route_bwd(const __grid_constant__ RouteBwdParams p) {
     extern __shared__ float shared[];
-    if (blockIdx.x < p.load_blocks) return count_load(p, blockIdx.x * 32);
+    if (blockIdx.x < p.load_blocks) return count_load(p, blockIdx.x);
     uint32_t block = blockIdx.x - p.load_blocks, warps = (gridDim.x - p.load_blocks) * WARPS;
     uint32_t warp = block * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     float *row = p.rows ? p.rows + (uint64_t)warp * 2 * p.experts : shared + threadIdx.x / 32 * 2 * p.experts;

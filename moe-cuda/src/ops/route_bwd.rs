@@ -1,4 +1,5 @@
-//! RouteBwd: one launch, in which the first blocks count the load and each warp of the others takes tokens in turn.
+//! RouteBwd: one launch, in which the first blocks count the load and each warp of the others takes tokens in turn; one more
+//! where the load is wanted.
 
 use super::Float;
 use super::route::score_number;
@@ -10,7 +11,7 @@ use crate::stream::Stream;
 use moe_core::ops::{RouteBwd, RouteBwdArgs, RouteBwdDims};
 use moe_core::{Kernel, Out, Path};
 
-pub(super) static IMAGE: Image = image!("route_bwd", [], single: ["route_bwd": SHARED]);
+pub(super) static IMAGE: Image = image!("route_bwd", [], single: ["route_bwd": SHARED, "route_load": 0]);
 
 /// `RouteBwdParams` of `kernels/route_bwd.cu`.
 #[repr(C)]
@@ -27,6 +28,7 @@ struct RouteBwdParams {
     load: Address,
     dlogits: Address,
     rows: Address,
+    parts: Address,
     tokens: u32,
     experts: u32,
     top_k: u32,
@@ -48,15 +50,29 @@ const SHARED: u32 = 40 << 10;
 /// Most blocks whose rows lie in scratch memory.
 const BLOCKS: usize = 256;
 
+/// Most blocks that count the load, and slots for each at least.
+const COUNTERS: (usize, usize) = (64, 2048);
+
 /// Bytes of a block's rows.
 fn rows(dims: &RouteBwdDims) -> usize {
     dims.experts.saturating_mul(WARPS * 2 * size_of::<f32>())
 }
 
+fn load_blocks(dims: &RouteBwdDims) -> usize {
+    dims.tokens.saturating_mul(dims.top_k).div_ceil(COUNTERS.1).min(COUNTERS.0)
+}
+
+/// Bytes of scratch memory: rows where shared memory does not hold them, and what the load's blocks count.
+fn layout(dims: &RouteBwdDims) -> [usize; 2] {
+    let blocks = dims.tokens.div_ceil(WARPS).min(BLOCKS);
+    let in_scratch = if rows(dims) <= SHARED as usize { 0 } else { blocks.saturating_mul(rows(dims)) };
+    [in_scratch, load_blocks(dims).saturating_mul(dims.experts).saturating_mul(size_of::<u32>())]
+}
+
 impl<T: Float> Kernel<RouteBwd<T>> for Cuda {
     fn scratch(&self, dims: &RouteBwdDims) -> usize {
-        let blocks = dims.tokens.div_ceil(WARPS).min(BLOCKS);
-        if rows(dims) <= SHARED as usize { 0 } else { blocks.saturating_mul(rows(dims)) }
+        let [rows, parts] = layout(dims);
+        rows.saturating_add(parts)
     }
 
     fn launch(
@@ -79,7 +95,7 @@ impl<T: Float> Kernel<RouteBwd<T>> for Cuda {
             ],
             None => [0; 3],
         };
-        let load_blocks = if args.load.is_some() { experts.div_ceil(32) } else { 0 };
+        let load_blocks = if args.load.is_some() { load_blocks(dims) } else { 0 };
         let params = RouteBwdParams {
             logits: call.read("logits", args.logits)?,
             ids: call.read("ids", args.ids)?,
@@ -92,6 +108,7 @@ impl<T: Float> Kernel<RouteBwd<T>> for Cuda {
             load: call.write_some("load", args.load)?,
             dlogits: call.write("dlogits", args.dlogits)?,
             rows: if in_shared { 0 } else { scratch },
+            parts: scratch + layout(dims)[0] as u64,
             tokens: tokens as u32,
             experts: experts as u32,
             top_k: top_k as u32,
@@ -104,6 +121,9 @@ impl<T: Float> Kernel<RouteBwd<T>> for Cuda {
         };
         let shared = if in_shared { rows(dims) as u32 } else { 0 };
         call.launch("route_bwd", Grid::new(load_blocks + blocks, THREADS).shared(shared), &params)?;
+        if params.load != 0 {
+            call.launch("route_load", Grid::new(experts.div_ceil(THREADS as usize), THREADS), &params)?;
+        }
         Ok(Path(if in_shared { "rows in shared memory" } else { "rows in scratch memory" }))
     }
 }

@@ -126,6 +126,8 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
     }
 
     fn state(&mut self, tensors: &mut TensorMap) -> Result<()> {
+        // The layers are read on streams of their own.
+        self.runner.session().sync()?;
         for (index, Block { layer, adam, .. }) in self.layers.iter().enumerate() {
             tensors.insert_all(&format!("layers.{index}.moe."), layer.state()?);
             tensors.insert_all(&format!("layers.{index}.adam."), adam.state(layer)?);

@@ -64,6 +64,7 @@ fn moves_once<T: Scalar, D: MoeDevice<T>>(device: &D) {
     let load = read::<u32, D>(device, runner.session().stream(), whole::<D, u32>(&grads.load));
     assert_eq!(load.iter().sum::<u32>() as usize, 3 * 9 * TOP_K, "the load is that of all micro-batches");
     adam.step(&mut runner, &mut layer, &mut grads, 0.0).expect("a step");
+    runner.session().sync().expect("no fault");
     let new: Vec<T::Acc> = bytemuck::pod_collect_to_vec(bias(&layer.state().expect("a state")));
     let mean = load.iter().sum::<u32>() as f64 / EXPERTS as f64;
     let signs =

@@ -22,6 +22,8 @@ impl<T: Scalar, D: MoeDevice<T>> Training<T, D> {
         let (x, dy) = (tokens::<T>(seed, 9, WIDTH), tokens::<T>(seed + 1, 9, WIDTH));
         let outcome = step_with(&mut runner, &self.layer, &mut grads, &stamped(), x.view(), dy.view());
         self.adam.step(&mut runner, &mut self.layer, &mut grads, 0.01).expect("a step");
+        // What comes next is another stream's.
+        runner.session().sync().expect("no fault");
         outcome
     }
 }

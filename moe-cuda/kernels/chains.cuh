@@ -91,27 +91,28 @@ template <typename T, typename Tile, int LEN, bool TURNED> struct Panel {
 
     // OFFSET is where the operand begins in a step's values.
     template <int OFFSET> __device__ __forceinline__ void put(typename Tile::Stage &stage) const {
-        put<OFFSET>(stage, 0, [](float value, uint32_t, uint32_t) { return value; });
-    }
-
-    // `see(value, place, step)` changes a value on its way.
-    template <int OFFSET, typename See>
-    __device__ __forceinline__ void put(typename Tile::Stage &stage, uint32_t start, See see) const {
 #pragma unroll
         for (int u = 0; u < EACH; u++) {
             if (UNITS % Tile::THREADS && unit(u) >= UNITS) continue;
-            float values[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                uint32_t along = first + place(u) + (TURNED ? 0 : i), at = start + step(u) + (TURNED ? i : 0);
-                values[i] = see(widen(held[u].v[i]), along, at);
-            }
 #pragma unroll
             for (int i = 0; i < 8; i += TURNED ? 1 : 4) {
                 float *to = &stage[step(u) + (TURNED ? i : 0)][OFFSET + place(u) + (TURNED ? 0 : i)];
-                if (TURNED) *to = values[i];
-                else *(Pack<float, 4> *)to = {values[i], values[i + 1], values[i + 2], values[i + 3]};
+                const T *v = held[u].v + i;
+                if (TURNED) *to = widen(v[0]);
+                else *(Pack<float, 4> *)to = {widen(v[0]), widen(v[1]), widen(v[2]), widen(v[3])};
             }
+        }
+    }
+
+    // Changes what this thread has put: `see(value, place, step)` is the new value. Rare, so that small code is better.
+    template <int OFFSET, typename See>
+    __device__ __forceinline__ void change(typename Tile::Stage &stage, uint32_t start, See see) const {
+#pragma unroll 1
+        for (uint32_t at = 0; at < EACH * 8; at++) {
+            uint32_t u = at / 8, i = at % 8, along = place(u) + (TURNED ? 0 : i), k = step(u) + (TURNED ? i : 0);
+            if (unit(u) >= UNITS) return;
+            float *value = &stage[k][OFFSET + along];
+            *value = see(*value, first + along, start + k);
         }
     }
 };
@@ -123,14 +124,12 @@ static __device__ __forceinline__ void multiply(float (&sums)[Tile::TM][Tile::TN
                                                 uint32_t to, Put put) {
     __shared__ __align__(16) typename Tile::Stage stages[2];
     if (from >= to) return;
-    left.fetch(from);
-    right.fetch(from);
     for (uint32_t start = from, stage = 0;; start += Tile::BK, stage ^= 1) {
+        bool more = start < to;
+        if (more) left.fetch(start), right.fetch(start);
+        if (start != from) Tile::multiply(stages[stage ^ 1], sums);
+        if (!more) return;
         put(stages[stage], start);
         __syncthreads();
-        bool more = to - start > Tile::BK;
-        if (more) left.fetch(start + Tile::BK), right.fetch(start + Tile::BK);
-        Tile::multiply(stages[stage], sums);
-        if (!more) return;
     }
 }

@@ -64,8 +64,8 @@ template <typename T, typename Tile> static __device__ __forceinline__ void dgat
     };
     multiply<Tile>(sums, dlogits, x, start, end, [&](typename Tile::Stage &stage, uint32_t token) {
         dlogits.template put<0>(stage);
-        if (p.jitter.on) x.template put<Tile::BM>(stage, token, seen);
-        else x.template put<Tile::BM>(stage);
+        x.template put<Tile::BM>(stage);
+        if (p.jitter.on) x.template change<Tile::BM>(stage, token, seen);
     });
     float *out = p.parts + (uint64_t)blockIdx.y * p.experts * p.width;
 #pragma unroll

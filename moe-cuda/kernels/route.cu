@@ -34,8 +34,8 @@ template <typename T, typename Tile> static __device__ __forceinline__ void gate
         return jittered(p.jitter, jitter_key(p.jitter, token), d, value);
     };
     multiply<Tile>(sums, x, gate, 0, p.width, [&](typename Tile::Stage &stage, uint32_t d) {
-        if (p.jitter.on) x.template put<0>(stage, d, seen);
-        else x.template put<0>(stage);
+        x.template put<0>(stage);
+        if (p.jitter.on) x.template change<0>(stage, d, seen);
         gate.template put<Tile::BM>(stage);
     });
 #pragma unroll

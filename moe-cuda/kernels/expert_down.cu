@@ -57,5 +57,5 @@ template <typename T> static __device__ __forceinline__ void expert_down_decode(
 #endif
 }
 
-KERNELS(expert_down, ExpertDownParams, BOUNDS)
+PRODUCTS(expert_down, ExpertDownParams)
 KERNELS(expert_down_decode, ExpertDownParams, DECODE_BOUNDS)

@@ -106,5 +106,5 @@ template <typename T> static __device__ __forceinline__ void expert_down_bwd_sco
     }
 }
 
-KERNELS(expert_down_bwd, ExpertDownBwdParams, BOUNDS)
+PRODUCTS(expert_down_bwd, ExpertDownBwdParams)
 KERNELS(expert_down_bwd_scores, ExpertDownBwdParams, BOUNDS)

@@ -74,5 +74,5 @@ template <typename T> static __device__ __forceinline__ void expert_up_decode(co
 #endif
 }
 
-KERNELS(expert_up, ExpertUpParams, BOUNDS)
+PRODUCTS(expert_up, ExpertUpParams)
 KERNELS(expert_up_decode, ExpertUpParams, DECODE_BOUNDS)

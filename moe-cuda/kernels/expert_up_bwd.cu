@@ -39,4 +39,4 @@ template <typename T> static __device__ __forceinline__ void expert_up_bwd(const
     }
 }
 
-KERNELS(expert_up_bwd, ExpertUpBwdParams, BOUNDS)
+PRODUCTS(expert_up_bwd, ExpertUpBwdParams)

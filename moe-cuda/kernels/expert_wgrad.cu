@@ -68,6 +68,6 @@ template <typename T> static __device__ __forceinline__ void expert_wgrad_bias(c
     }
 }
 
-KERNELS(expert_wgrad, ExpertWgradParams, BOUNDS)
+PRODUCTS(expert_wgrad, ExpertWgradParams)
 KERNELS(expert_wgrad_weighted, ExpertWgradParams, BOUNDS)
 KERNELS(expert_wgrad_bias, ExpertWgradParams, BOUNDS)

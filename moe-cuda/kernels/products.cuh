@@ -35,3 +35,20 @@ template <> struct Way<bf16> { typedef Mma<bf16> Math; };
 template <> struct Way<f16> { typedef Mma<f16> Math; };
 #endif
 template <typename T> using Fast = typename Way<T>::Math;
+
+// As KERNELS. The registers of half a multiprocessor are enough for tiles on the matrix units, but not for others.
+#if __CUDA_ARCH__ >= 800
+#define FAST_BOUNDS THREADS, 2
+#else
+#define FAST_BOUNDS BOUNDS
+#endif
+#define PRODUCTS(name, params)                                                                                \
+    extern "C" __global__ void __launch_bounds__(BOUNDS) name##_f32(const __grid_constant__ params p) {       \
+        name<float>(p);                                                                                       \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(FAST_BOUNDS) name##_bf16(const __grid_constant__ params p) { \
+        name<bf16>(p);                                                                                        \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(FAST_BOUNDS) name##_f16(const __grid_constant__ params p) {  \
+        name<f16>(p);                                                                                         \
+    }

@@ -210,6 +210,8 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
             }
         }
         none_left(&tensors)?;
+        // A runner's stream will write what the layer's has just filled.
+        layer.session.sync()?;
         Ok(adam)
     }
 }

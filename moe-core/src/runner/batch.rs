@@ -61,6 +61,15 @@ impl BatchState {
         self.pipelined = batch.pipelined;
     }
 
+    /// Whether the losses are those of `other`: all but the stamp is equal.
+    pub(crate) fn has_losses_of(&self, other: &Self) -> bool {
+        let Self { sequences, step_tokens, step_sequences, stamp: _, pipelined, step_counts } = self;
+        *sequences == other.sequences
+            && *step_counts == other.step_counts
+            && (*step_tokens, *step_sequences, *pipelined)
+                == (other.step_tokens, other.step_sequences, other.pipelined)
+    }
+
     /// Copies without allocating, where `self` has the room.
     pub(crate) fn copy_from(&mut self, other: &Self) {
         self.set(&Batch {

@@ -5,7 +5,7 @@ use super::batch::BatchState;
 use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Device;
 use crate::error::Error;
-use crate::ops::{MoeDevice, STAMP};
+use crate::ops::{MoeDevice, STAMP, Stamp};
 use crate::scalar::{Elem, Scalar};
 use crate::session::Session;
 use crate::view::{In, Out, first, first_mut};
@@ -15,6 +15,10 @@ pub struct Routing<D: Device, T: Scalar> {
     pub(crate) tokens: usize,
     pub(crate) config: MoeConfig,
     pub(crate) batch: BatchState,
+    /// tokens that the losses' buffers were last filled for, with `batch`
+    pub(crate) losses_of: Option<usize>,
+    /// what is in `stamp`
+    pub(crate) stamped: Option<Stamp>,
     pub(crate) logits: D::Owned<T::Acc>,
     pub(crate) ids: D::Owned<u32>,
     pub(crate) weights: D::Owned<T::Acc>,
@@ -65,6 +69,8 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
             tokens: 0,
             config: *config,
             batch: BatchState::with_room(sequences, experts),
+            losses_of: None,
+            stamped: None,
             logits: session.alloc(tokens * experts)?,
             ids: session.alloc(tokens * top_k)?,
             weights: session.alloc(tokens * top_k)?,

@@ -1,4 +1,5 @@
-//! What a forward pass uploads: the stamp, sequence bounds, loss factors.
+//! What a forward pass uploads: the stamp, sequence bounds, loss factors. Only what has changed, so that a repeated step uploads
+//! nothing and a device may record it.
 
 use super::{INFERENCE_ONLY, Runner, Saved};
 use crate::config::BalanceLoss;
@@ -11,8 +12,11 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     pub(super) fn set_stamp(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
         let config = &saved.routing.config;
         let stamp = Stamp { layer: config.layer, ..self.batch.stamp };
-        if config.rule.jitter.is_some() || config.rule.selection == Selection::RoundRobin {
+        let read = config.rule.jitter.is_some() || config.rule.selection == Selection::RoundRobin;
+        if read && saved.routing.stamped != Some(stamp) {
+            saved.routing.stamped = None;
             self.session.upload(&stamp.words(), whole_mut::<D, u32>(&mut saved.routing.stamp))?;
+            saved.routing.stamped = Some(stamp);
         }
         Ok(())
     }
@@ -22,7 +26,12 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         let (session, batch) = (&self.session, &self.batch);
         let routing = &mut saved.routing;
         let (config, tokens) = (&routing.config, routing.tokens);
+        let filled = routing.losses_of == Some(tokens) && routing.batch.has_losses_of(batch);
         routing.batch.copy_from(batch);
+        if filled {
+            return Ok(());
+        }
+        routing.losses_of = None;
         let Some(losses) = &mut routing.losses else {
             return Err(Error::State(INFERENCE_ONLY));
         };
@@ -41,6 +50,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             session
                 .upload(&batch.step_counts, first_mut::<D, u32>(&mut losses.step_counts, config.experts)?)?;
         }
+        routing.losses_of = Some(tokens);
         Ok(())
     }
 }

@@ -109,8 +109,10 @@ template <typename T, int WIDTH, int STAGES, bool GATHER, bool ACROSS, bool HALV
         uint32_t count = list.count(), half = threadIdx.x / 128 - 1;
         bool speaks = threadIdx.x % 32 == 0;
         Place<STAGES> place;
+        if (blockIdx.x >= count) return;
+        Tile next = list.find(blockIdx.x);
         for (uint32_t at = blockIdx.x; at < count; at += gridDim.x) {
-            Tile tile = list.find(at);
+            Tile tile = next;
             float sums[WIDTH / 2];
             uint32_t before = 0;
             for (uint32_t k = 0; k < p.depth; k += DEPTH) {
@@ -129,6 +131,7 @@ template <typename T, int WIDTH, int STAGES, bool GATHER, bool ACROSS, bool HALV
                 before = place.stage;
                 place.next();
             }
+            if (at + gridDim.x < count) next = list.find(at + gridDim.x);
             wgmma_wait<0>();
             if (speaks) barrier_arrive(ring.empty(before));
             finish(tile, tile.row + half * 64 + threadIdx.x % 128 / 32 * 16, ring, place, sums);

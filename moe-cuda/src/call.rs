@@ -108,10 +108,15 @@ impl<'a, O: Op> Call<'a, O> {
         }
     }
 
-    /// Scratch memory of at least `want` bytes.
+    /// Scratch memory of at least `want` bytes. It begins where a buffer could, so that kernels may lay out anything in it.
     pub(crate) fn scratch(&self, scratch: Out<'_, Cuda, u8>, want: usize) -> Result<Address, CudaError> {
         moe_core::within(O::ID, "scratch", want, usize::MAX, scratch.len())?;
-        self.write("scratch", scratch)
+        let address = self.write("scratch", scratch)?;
+        if want > 0 && !address.is_multiple_of(16) {
+            let why = "must begin at a multiple of 16 bytes";
+            return Err(ShapeError::Combination { op: O::ID, what: "scratch", why }.into());
+        }
+        Ok(address)
     }
 
     /// Puts a kernel on the stream. An empty grid is no work.

@@ -8,6 +8,7 @@ use crate::graph::{Graph, Part};
 use crate::order::{Clock, Work, locked};
 use cudarc::driver::sys::{self, CUstream, CUstream_flags, CUstreamCaptureMode};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -62,8 +63,9 @@ impl Stream {
     /// The step's own error; [`CudaError::Capture`] if it allocates, uploads, downloads or waits, or if a capture is in progress.
     pub fn capture<E: From<CudaError>>(&self, step: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         self.begin()?;
+        let capture = Capture(self);
         let result = step();
-        let graph = self.end();
+        let graph = capture.end();
         result?;
         Ok(graph?)
     }
@@ -134,6 +136,22 @@ impl Stream {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.raw) })?;
         self.0.clock.seen(at);
         Ok(())
+    }
+}
+
+/// A capture in progress. It ends when its step panics too, and the stream is as it was before.
+struct Capture<'a>(&'a Stream);
+
+impl Capture<'_> {
+    fn end(self) -> Result<Graph, CudaError> {
+        ManuallyDrop::new(self).0.end()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        // What was recorded is thrown away. A failure leaves nothing to do.
+        let _ = self.0.end();
     }
 }
 

@@ -4,6 +4,7 @@ use crate::rig::{Rig, TOKENS, cuda, full, plain, tokens};
 use half::bf16;
 use moe_core::{BackendError, Device, Error, ErrorKind, MoeConfig, MoeDevice, Scalar, whole_mut};
 use moe_cuda::{Cuda, CudaError, Graph};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 type Failed = Box<dyn std::error::Error>;
 
@@ -109,4 +110,19 @@ fn a_buffer_dropped_in_a_capture_is_freed_after_it() {
     });
     drop(graph.expect("a capture"));
     rig.still_gives(&want);
+}
+
+#[test]
+fn a_step_that_panics_ends_its_capture() {
+    let Some(device) = cuda("a_step_that_panics_ends_its_capture") else { return };
+    let mut rig = Rig::<f32>::new(device, &plain());
+    let want = rig.step();
+    let stream = rig.runner.session().stream().clone();
+    let step = || -> Result<(), Failed> {
+        rig.forward()?;
+        resume_unwind(Box::new("the step's own"))
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| stream.capture(step))).is_err(), "the panic is the caller's");
+    rig.still_gives(&want);
+    captured(&mut rig).replay().expect("a replay");
 }

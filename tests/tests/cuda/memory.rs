@@ -1,7 +1,11 @@
 //! Memory that runs out is an error of its own kind, and spoils nothing.
 
 use crate::rig::{Rig, cuda, full, plain};
-use moe_core::{BackendError, Device, Error, ErrorKind, MoeConfig, MoeLayer, Runner, Sizes};
+use moe_core::ops::{SumSquares, SumSquaresArgs, SumSquaresDims};
+use moe_core::{
+    BackendError, Device, Error, ErrorKind, MoeConfig, MoeLayer, Runner, Sizes, run, whole, whole_mut,
+};
+use moe_cuda::Cuda;
 
 #[test]
 fn too_large_a_buffer_is_out_of_memory() {
@@ -31,4 +35,25 @@ fn a_layer_or_runner_that_does_not_fit_is_out_of_memory() {
         other => panic!("wanted the device's error, got {other:?}"),
     }
     rig.still_gives(&want);
+}
+
+#[test]
+fn scratch_memory_begins_at_a_multiple_of_16_bytes() {
+    let Some(device) = cuda("scratch_memory_begins_at_a_multiple_of_16_bytes") else { return };
+    let stream = device.stream().expect("a stream");
+    let values = device.alloc::<f32>(&stream, 1000).expect("memory");
+    let mut sum = device.alloc::<f32>(&stream, 1).expect("memory");
+    let mut scratch = device.alloc::<u8>(&stream, 1024).expect("memory");
+    let dims = SumSquaresDims { len: 1000, accumulate: false };
+    for (start, fits) in [(8, false), (16, true)] {
+        let args =
+            SumSquaresArgs { values: whole::<Cuda, f32>(&values), sum: whole_mut::<Cuda, f32>(&mut sum) };
+        let scratch = whole_mut::<Cuda, u8>(&mut scratch).slice(start..1024).expect("a part");
+        let ran = run::<SumSquares<f32>, Cuda>(device, &stream, &dims, args, scratch);
+        match ran {
+            Err(Error::Device(error)) if !fits => assert_eq!(error.kind(), ErrorKind::Shape),
+            ran => assert!(ran.is_ok() && fits, "{start}: {ran:?}"),
+        }
+    }
+    device.sync(&stream).expect("no fault");
 }

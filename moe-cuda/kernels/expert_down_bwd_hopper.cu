@@ -52,13 +52,13 @@ template <typename T> static __device__ __forceinline__ void expert_down_bwd(con
             for (int i = 0; i < 4; i++) {
                 if (i % 2 == 0) {
                     __syncwarp();
-#define PUT(I) { if (i == 0) patch.put_half<I, 0>(sums); else patch.put_half<I, 1>(sums); break; }
+#define PUT(I) { if (i == 0) patch.put<I, 0>(sums); else patch.put<I, 1>(sums); break; }
                     switch (group) { case 0: PUT(0) case 1: PUT(1) case 2: PUT(2) default: PUT(3) }
                     __syncwarp();
                 }
                 uint32_t row = first + line + i * 4, at = top + line + i * 4;
                 uint32_t from = at * 128 + ((chunk ^ (at & 7)) << 4);
-                float4 x = patch.get4<SumPatch::LONG>(line + i % 2 * 4, chunk * 8), y = patch.get4<SumPatch::LONG>(line + i % 2 * 4, chunk * 8 + 4);
+                float4 x = patch.get4(line + i % 2 * 4, chunk * 8), y = patch.get4(line + i % 2 * 4, chunk * 8 + 4);
                 uint4 hg = load_shared(ring.a(place.stage) + from), hu = load_shared(ring.b(place.stage) + from);
                 uint32_t g[4] = {hg.x, hg.y, hg.z, hg.w}, u[4] = {hu.x, hu.y, hu.z, hu.w}, v[4];
                 work<T>(g, u, v, {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w}, scale[i], part[i]);
@@ -83,7 +83,5 @@ template <typename T> static __device__ __forceinline__ void expert_down_bwd(con
     });
 }
 
-#define KERNEL(name, T) \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 1) name(const __grid_constant__ DownBwdParams p) { expert_down_bwd<T>(p); }
-KERNEL(expert_down_bwd_hopper_bf16, bf16)
-KERNEL(expert_down_bwd_hopper_f16, f16)
+KERNEL(expert_down_bwd_hopper_bf16, DownBwdParams, BLOCK, 1) { expert_down_bwd<bf16>(p); }
+KERNEL(expert_down_bwd_hopper_f16, DownBwdParams, BLOCK, 1) { expert_down_bwd<f16>(p); }

@@ -3,11 +3,9 @@
 
 template <typename T> static __device__ __forceinline__ void expert_up_bwd(const StoreParams &p) {
     Rows<T, 256, 4, false, true, false>::run(p.rows, [&](const Tile &tile, uint32_t first, const auto &ring, auto &, float (&sums)[128]) {
-        store<T>(p, tile, first, ring.patches(), sums);
+        store<T>(p, tile, first, ring, sums);
     });
 }
 
-#define KERNEL(name, T) \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 1) name(const __grid_constant__ StoreParams p) { expert_up_bwd<T>(p); }
-KERNEL(expert_up_bwd_hopper_bf16, bf16)
-KERNEL(expert_up_bwd_hopper_f16, f16)
+KERNEL(expert_up_bwd_hopper_bf16, StoreParams, BLOCK, 1) { expert_up_bwd<bf16>(p); }
+KERNEL(expert_up_bwd_hopper_f16, StoreParams, BLOCK, 1) { expert_up_bwd<f16>(p); }

@@ -26,18 +26,27 @@ template <typename T> static __device__ __forceinline__ void expert_up(const UpP
     Rows<T, 256, 4, true, false, true>::run(p.rows, [&](const Tile &tile, uint32_t first, const auto &ring, auto &, float (&sums)[128]) {
         if (p.bias) add_bias((const T *)p.bias, p, tile, sums);
         Patch patch(ring.patches());
-        uint32_t columns = p.rows.columns, row = first + threadIdx.x % 32 / 4, column = tile.column + threadIdx.x % 4 * 8;
+        uint32_t columns = p.rows.columns, column = tile.column + threadIdx.x % 4 * 8;
+        T *h[2], *a[2];
+        bool inside[2], keep = p.h;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t row = first + threadIdx.x % 32 / 4 + half * 8;
+            inside[half] = row < tile.end;
+            h[half] = (T *)p.h + (uint64_t)row * 2 * columns + column;
+            a[half] = (T *)p.a + (uint64_t)row * columns + column;
+        }
 #pragma unroll 1
         for (int group = 0; group < 4; group++, column += 32) {
             __syncwarp();
-#define PUT(I) patch.put_sums<T, I * 4>(0, sums, 1.0f, 1.0f); patch.put_sums<T, 16 + I * 4>(1, sums, 1.0f, 1.0f); break;
+#define PUT(I) patch.put_sums<T, I * 4>(0, sums); patch.put_sums<T, 16 + I * 4>(1, sums); break;
             switch (group) { case 0: PUT(0) case 1: PUT(1) case 2: PUT(2) default: PUT(3) }
             __syncwarp();
+            // All four are under way before the first is used.
+            const uint4 lines[4] = {patch.get(0, 0), patch.get(1, 0), patch.get(0, 1), patch.get(1, 1)};
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                uint32_t at = row + half * 8;
-                if (at >= tile.end || column >= columns) continue;
-                uint4 g = patch.get(0, half), u = patch.get(1, half);
+                uint4 g = lines[half * 2], u = lines[half * 2 + 1];
                 const uint32_t gates[4] = {g.x, g.y, g.z, g.w}, ups[4] = {u.x, u.y, u.z, u.w};
                 uint32_t v[4];
 #pragma unroll
@@ -45,18 +54,18 @@ template <typename T> static __device__ __forceinline__ void expert_up(const UpP
                     float2 gate = unpack<T>(gates[i]), up = unpack<T>(ups[i]);
                     v[i] = pack<T>(silu(gate.x) * up.x, silu(gate.y) * up.y);
                 }
-                if (p.h) {
-                    T *h = (T *)p.h + (uint64_t)at * 2 * columns + column;
-                    *(uint4 *)h = g;
-                    *(uint4 *)(h + columns) = u;
+                if (inside[half] && column < columns) {
+                    if (keep) {
+                        *(uint4 *)h[half] = g;
+                        *(uint4 *)(h[half] + columns) = u;
+                    }
+                    *(uint4 *)a[half] = make_uint4(v[0], v[1], v[2], v[3]);
                 }
-                *(uint4 *)((T *)p.a + (uint64_t)at * columns + column) = make_uint4(v[0], v[1], v[2], v[3]);
+                h[half] += 32, a[half] += 32;
             }
         }
     });
 }
 
-#define KERNEL(name, T) \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 1) name(const __grid_constant__ UpParams p) { expert_up<T>(p); }
-KERNEL(expert_up_hopper_bf16, bf16)
-KERNEL(expert_up_hopper_f16, f16)
+KERNEL(expert_up_hopper_bf16, UpParams, BLOCK, 1) { expert_up<bf16>(p); }
+KERNEL(expert_up_hopper_f16, UpParams, BLOCK, 1) { expert_up<f16>(p); }

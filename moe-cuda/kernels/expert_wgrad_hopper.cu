@@ -6,6 +6,7 @@
 
 struct WgradParams {
     TensorMap packed;   // (rows, columns)
+    TensorMap gradient; // dw
     const void *source; // (tokens, height), gathered by index
     const uint32_t *index; // null: row r is row r of the source
     const uint32_t *offsets;
@@ -90,39 +91,79 @@ static __device__ __forceinline__ void clear_tail(uint32_t b, uint32_t valid) {
 }
 
 
-static __device__ __forceinline__ void store4(const WgradParams &p, float *to, float4 v, bool inside) {
-    if (!inside) return;
-    if (p.accumulate) {
-        float4 old = *(const float4 *)to;
-        v.x += old.x, v.y += old.y, v.z += old.z, v.w += old.w;
-    }
-    *(float4 *)to = v;
-}
+// Sums on their way to memory by the copy engine: of each warpgroup 64 rows of 32 columns, twice. They lie as boxes of lines of
+// 128 bytes in the 128-byte swizzle: one box of 64 rows, or turned, two boxes of 32 columns of 32 rows each.
+#define BOX 8192u
+#define BOXES (STAGES * (Stages::A + Stages::B) + 1024)
+#define SHARED_BYTES (1024 + BOXES + 4 * BOX)
 
-static __device__ __forceinline__ void store(const WgradParams &p, const Part &part, uint32_t first, const SumPatch &patch,
-                                             float (&sums)[128]) {
-    uint32_t lane = threadIdx.x % 32;
-    float *dw = p.dw + (uint64_t)part.expert * p.height * p.columns;
-#pragma unroll 1
-    for (int group = 0; group < 8; group++) {
-        uint32_t column = part.column + group * 32;
-        __syncwarp();
-#define PUT(I) patch.put<I>(sums); break;
-        GROUPS(PUT)
-        __syncwarp();
+// Where a thread's sums go in a box, computed once: four places, the others lie at fixed distances from them.
+struct Places {
+    uint32_t at[4];
+    bool turned;
+
+    __device__ explicit Places(bool turned) : turned(turned) {
+        uint32_t warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, row = lane / 4, pair = lane % 4;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (p.turned) {
-                // 16 rows of the tile lie side by side in the gradient.
-                uint32_t row = lane % 4 * 4, n = lane / 4 + i * 8;
-                float4 v = make_float4(patch.get(row, n), patch.get(row + 1, n), patch.get(row + 2, n), patch.get(row + 3, n));
-                store4(p, dw + (uint64_t)(column + n) * p.height + first + row, v, first + row < p.height && column + n < p.columns);
+        for (uint32_t i = 0; i < 4; i++) {
+            if (turned) {
+                // A line per column; i: the pair's column, and whether the row is one of the lower eight.
+                uint32_t line = pair * 2 + i % 2, chunk = warp % 2 * 4 + i / 2 * 2 + row / 4;
+                at[i] = warp / 2 * (BOX / 2) + line * 128 + ((chunk ^ line) << 4) + row % 4 * 4;
             } else {
-                uint32_t row = lane / 8 + i * 4, n = lane % 8 * 4;
-                float4 v = patch.get4<SumPatch::LINE>(row, n);
-                store4(p, dw + (uint64_t)(first + row) * p.columns + column + n, v, first + row < p.height && column + n < p.columns);
+                // A line per row; i: which 8 of the columns.
+                at[i] = (warp * 16 + row) * 128 + ((i * 2 + pair / 2 ^ row) << 4) + pair % 2 * 8;
             }
         }
+    }
+
+    // The columns from 32 * GROUP on.
+    template <int GROUP> __device__ void put(uint32_t box, const float (&sums)[128]) const {
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            float v = sums[GROUP * 16 + i];
+            if (turned)
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(box + at[i % 4] + i / 4 * 1024), "f"(v) : "memory");
+            else if (i % 2 == 0)
+                SumPatch::put_pair(box + at[i / 4] + i / 2 % 2 * 1024, v, sums[GROUP * 16 + i + 1]);
+        }
+    }
+};
+
+// Each element has one writer, so that the hardware's addition keeps the bits.
+static __device__ __forceinline__ void send(const WgradParams &p, uint32_t box, int x, int y, int z) {
+    if (p.accumulate)
+        asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];"
+                     ::"l"(&p.gradient), "r"(box), "r"(x), "r"(y), "r"(z) : "memory");
+    else
+        asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
+                     ::"l"(&p.gradient), "r"(box), "r"(x), "r"(y), "r"(z) : "memory");
+}
+
+static __device__ __forceinline__ void warpgroup_sync(uint32_t half) { asm volatile("bar.sync %0, 128;" ::"r"(2 + half) : "memory"); }
+
+static __device__ __forceinline__ void store(const WgradParams &p, const Part &part, uint32_t half, uint32_t boxes,
+                                             const Places &places, float (&sums)[128]) {
+    bool sends = threadIdx.x % 128 == 0;
+    uint32_t top = part.top + half * 64;
+#pragma unroll 1
+    for (int group = 0; group < 8; group++) {
+        uint32_t box = boxes + (half * 2 + group % 2) * BOX, column = part.column + group * 32;
+        // The box has been read that was sent two groups ago.
+        if (sends) asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");
+        warpgroup_sync(half);
+#define PUT(I) places.put<I>(box, sums); break;
+        GROUPS(PUT)
+        fence_async();
+        warpgroup_sync(half);
+        if (!sends) continue;
+        if (p.turned) {
+            send(p, box, top, column, part.expert);
+            send(p, box + BOX / 2, top + 32, column, part.expert);
+        } else {
+            send(p, box, column, top, part.expert);
+        }
+        asm volatile("cp.async.bulk.commit_group;" ::: "memory");
     }
 }
 
@@ -142,6 +183,7 @@ template <typename T> static __device__ void consume(const WgradParams &p, const
     uint32_t half = threadIdx.x / 128 - 1;
     bool speaks = threadIdx.x % 32 == 0;
     Place<STAGES> place;
+    Places places(p.turned);
     for (uint32_t at = blockIdx.x; at < part_count(p); at += gridDim.x) {
         Part part = part_at(p, at);
         if (part.row >= part.end) {
@@ -168,8 +210,10 @@ template <typename T> static __device__ void consume(const WgradParams &p, const
         }
         wgmma_wait<0>();
         if (speaks) barrier_arrive(ring.empty(before));
-        store(p, part, part.top + half * 64 + threadIdx.x % 128 / 32 * 16, SumPatch(ring.patches()), sums);
+        store(p, part, half, ring.base + BOXES, places, sums);
     }
+    // The boxes must be read before the block's shared memory is gone.
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 template <typename T> static __device__ __forceinline__ void expert_wgrad(const WgradParams &p) {
@@ -186,7 +230,5 @@ template <typename T> static __device__ __forceinline__ void expert_wgrad(const 
     }
 }
 
-#define KERNEL(name, T) \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 1) name(const __grid_constant__ WgradParams p) { expert_wgrad<T>(p); }
-KERNEL(expert_wgrad_hopper_bf16, bf16)
-KERNEL(expert_wgrad_hopper_f16, f16)
+KERNEL(expert_wgrad_hopper_bf16, WgradParams, BLOCK, 1) { expert_wgrad<bf16>(p); }
+KERNEL(expert_wgrad_hopper_f16, WgradParams, BLOCK, 1) { expert_wgrad<f16>(p); }

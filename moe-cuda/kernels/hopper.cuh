@@ -177,20 +177,19 @@ struct Patch {
     __device__ uint4 get(int which, int half) const {
         return load_shared(line + which * 16 * LINE + half * 8 * LINE);
     }
-    // The columns from `FIRST * 8` of the sums on, scaled and rounded.
-    template <typename T, int FIRST> __device__ void put_sums(int which, const float (&sums)[128], float low, float high) const {
+    // The columns from `FIRST * 8` of the sums on, rounded.
+    template <typename T, int FIRST> __device__ void put_sums(int which, const float (&sums)[128]) const {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const float *v = sums + (FIRST + i * 2) * 4;
-            put(which, i, pack<T>(v[0] * low, v[1] * low), pack<T>(v[2] * high, v[3] * high), pack<T>(v[4] * low, v[5] * low),
-                pack<T>(v[6] * high, v[7] * high));
+            put(which, i, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
         }
     }
 };
 
-// One patch of sums: 16 rows of 32 columns, or 8 rows of 64.
+// One patch of sums: 8 rows of 64 columns.
 struct SumPatch {
-    static constexpr uint32_t LINE = 144, LONG = 272;
+    static constexpr uint32_t LINE = 272;
     uint32_t start, row, column; // address of the warp; this lane's place among the sums
 
     __device__ explicit SumPatch(uint32_t base) {
@@ -200,31 +199,18 @@ struct SumPatch {
     static __device__ void put_pair(uint32_t to, float a, float b) {
         asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(a), "f"(b) : "memory");
     }
-    // 32 columns of all 16 rows.
-    template <int GROUP> __device__ void put(const float (&sums)[128]) const {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int at = GROUP * 16 + i / 2 * 4 + i % 2 * 2;
-            put_pair(start + row * LINE + column + i / 2 * 32 + i % 2 * 8 * LINE, sums[at], sums[at + 1]);
-        }
-    }
     // 64 columns of the upper or the lower 8 rows.
-    template <int GROUP, int HALF> __device__ void put_half(const float (&sums)[128]) const {
+    template <int GROUP, int HALF> __device__ void put(const float (&sums)[128]) const {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int at = GROUP * 32 + i * 4 + HALF * 2;
-            put_pair(start + row * LONG + column + i * 32, sums[at], sums[at + 1]);
+            put_pair(start + row * LINE + column + i * 32, sums[at], sums[at + 1]);
         }
     }
-    template <int PITCH> __device__ float4 get4(uint32_t row, uint32_t column) const {
+    __device__ float4 get4(uint32_t row, uint32_t column) const {
         float4 v;
         asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                     : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(start + row * PITCH + column * 4) : "memory");
-        return v;
-    }
-    __device__ float get(uint32_t row, uint32_t column) const {
-        float v;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(start + row * LINE + column * 4) : "memory");
+                     : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(start + row * LINE + column * 4) : "memory");
         return v;
     }
 };

@@ -12,7 +12,7 @@ struct StoreParams {
 };
 
 template <typename T>
-static __device__ __forceinline__ void store(const StoreParams &p, const Tile &tile, uint32_t first, uint32_t patches, float (&sums)[128]) {
+static __device__ __forceinline__ void store(const StoreParams &p, const Tile &tile, uint32_t first, const auto &ring, float (&sums)[128]) {
     uint32_t columns = p.rows.columns, lane = threadIdx.x % 32;
     if (p.bias) {
         const T *bias = (const T *)p.bias + (uint64_t)tile.expert * columns;
@@ -25,34 +25,39 @@ static __device__ __forceinline__ void store(const StoreParams &p, const Tile &t
             sums[i * 4] += v.x, sums[i * 4 + 1] += v.y, sums[i * 4 + 2] += v.x, sums[i * 4 + 3] += v.y;
         }
     }
-    float scale[2] = {1.0f, 1.0f};
     if (p.weights) {
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             uint32_t row = first + lane / 4 + half * 8;
-            if (row < tile.end) scale[half] = p.weights[slot_of(p.rows, row)];
+            float scale = row < tile.end ? p.weights[slot_of(p.rows, row)] : 1.0f;
+#pragma unroll
+            for (int i = 0; i < 64; i++) sums[i / 2 * 4 + half * 2 + i % 2] *= scale;
         }
     }
-    Patch patch(patches);
+    Patch patch(ring.patches());
+    uint32_t column = tile.column + lane % 4 * 8;
     T *out[2];
     bool inside[2];
-    uint32_t column = tile.column + lane % 4 * 8;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t row = first + lane / 4 + half * 8;
         inside[half] = row < tile.end;
         if (p.out_index && inside[half]) row = min(p.out_index[row], p.rows.rows - 1);
-        out[half] = (T *)p.out + (uint64_t)row * columns;
+        out[half] = (T *)p.out + (uint64_t)row * columns + column;
     }
 #pragma unroll 1
     for (int group = 0; group < 8; group += 2, column += 64) {
         __syncwarp();
-#define PUT(I) patch.put_sums<T, I * 4>(0, sums, scale[0], scale[1]); patch.put_sums<T, I * 4 + 4>(1, sums, scale[0], scale[1]); break;
+#define PUT(I) patch.put_sums<T, I * 4>(0, sums); patch.put_sums<T, I * 4 + 4>(1, sums); break;
         switch (group) { case 0: PUT(0) case 2: PUT(2) case 4: PUT(4) default: PUT(6) }
         __syncwarp();
+        // All four are under way before the first is stored.
+        uint4 lines[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t at = column + i / 2 * 32;
-            if (inside[i % 2] && at < columns) *(uint4 *)(out[i % 2] + at) = patch.get(i / 2, i % 2);
-        }
+        for (int i = 0; i < 4; i++) lines[i] = patch.get(i / 2, i % 2);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (inside[i % 2] && column + i / 2 * 32 < columns) *(uint4 *)(out[i % 2] + i / 2 * 32) = lines[i];
+        out[0] += 64, out[1] += 64;
     }
 }

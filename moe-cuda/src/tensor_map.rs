@@ -8,7 +8,7 @@ use cudarc::driver::sys::{
 };
 use moe_core::{DType, Elem};
 
-/// `TensorMap` of `kernels/hopper.cuh`: a tensor of 16-bit elements, copied in boxes with lines of 128 bytes.
+/// `TensorMap` of `kernels/hopper.cuh`: a tensor, copied in boxes with lines of 128 bytes.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
 pub(crate) struct TensorMap(CUtensorMap);
@@ -26,6 +26,7 @@ impl TensorMap {
     ) -> Result<Self, CudaError> {
         let kind = match T::DTYPE {
             DType::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::F32 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         };
         let sizes = sizes.map(|size| size as u64);

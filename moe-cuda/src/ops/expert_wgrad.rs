@@ -1,7 +1,7 @@
 //! ExpertWgrad: a tile of an expert's gradient per block, over all the expert's rows; the bias's in a kernel of its own.
 
 use super::Float;
-use super::hopper::{self, HOPPER};
+use super::hopper::{self, HOPPER, SHARED_WGRAD};
 use super::products::{GENERAL, SHARED, THREADS, count, grid, path, tiles};
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
@@ -96,6 +96,7 @@ const MOST_ACROSS: usize = 65535;
 #[derive(Clone, Copy)]
 struct WgradParams {
     packed: TensorMap,
+    gradient: TensorMap,
     source: Address,
     index: Address,
     offsets: Address,
@@ -132,6 +133,11 @@ fn hopper<T: Float>(
     let gathers = dims.gather_left || dims.gather_right;
     let params = WgradParams {
         packed: TensorMap::new::<T, 2>(packed, [columns, dims.rows], [64, 64])?,
+        gradient: TensorMap::new::<f32, 3>(
+            dw,
+            [dims.right, dims.left, dims.experts],
+            [32, if turned { 32 } else { 64 }, 1],
+        )?,
         source,
         index: if gathers { index } else { 0 },
         offsets,
@@ -146,7 +152,7 @@ fn hopper<T: Float>(
         turned: turned.into(),
         accumulate,
     };
-    call.launch(kernel!(T, "expert_wgrad_hopper"), hopper::grid(call.cuda), &params)?;
+    call.launch(kernel!(T, "expert_wgrad_hopper"), hopper::grid(call.cuda).shared(SHARED_WGRAD), &params)?;
     Ok(Some(HOPPER))
 }
 

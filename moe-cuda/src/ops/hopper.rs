@@ -17,24 +17,26 @@ pub(super) const HOPPER: Path = Path("hopper 128x256");
 const THREADS: u32 = 384;
 const MOST_EXPERTS: usize = 512;
 const SHARED: u32 = 220_288;
+/// `SHARED_BYTES` of `kernels/expert_wgrad_hopper.cu`.
+pub(super) const SHARED_WGRAD: u32 = 231_424;
 
 /// Embeds the Hopper kernel `$name`, for both 16-bit types.
 macro_rules! hopper_image {
-    ($name:literal) => {
+    ($name:literal, $shared:expr) => {
         crate::image::Image {
             code: include_bytes!(concat!("../../images/", $name, ".fatbin")),
-            kernels: &[(concat!($name, "_bf16"), 220_288), (concat!($name, "_f16"), 220_288)],
+            kernels: &[(concat!($name, "_bf16"), $shared), (concat!($name, "_f16"), $shared)],
             hopper: true,
         }
     };
 }
 
 pub(super) static IMAGES: [Image; 5] = [
-    hopper_image!("expert_up_hopper"),
-    hopper_image!("expert_down_hopper"),
-    hopper_image!("expert_down_bwd_hopper"),
-    hopper_image!("expert_up_bwd_hopper"),
-    hopper_image!("expert_wgrad_hopper"),
+    hopper_image!("expert_up_hopper", SHARED),
+    hopper_image!("expert_down_hopper", SHARED),
+    hopper_image!("expert_down_bwd_hopper", SHARED),
+    hopper_image!("expert_up_bwd_hopper", SHARED),
+    hopper_image!("expert_wgrad_hopper", SHARED_WGRAD),
 ];
 
 /// One block on each multiprocessor.

@@ -4,7 +4,7 @@ mod presets;
 mod validate;
 
 use crate::error::ConfigError;
-use crate::ops::{Activation, RouteRule, ScoreFunction};
+use crate::ops::{Activation, GateMath, RouteRule, ScoreFunction};
 
 /// The four numbers of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,7 @@ impl MoeConfig {
                 normalize: true,
                 scale: 1.0,
                 jitter: None,
+                gate: GateMath::Exact,
             },
             gate_bias: false,
             selection_bias: false,

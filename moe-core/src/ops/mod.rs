@@ -40,7 +40,7 @@ pub use gather::{Gather, GatherArgs, GatherDims};
 pub use jitter::{Jitter, STAMP, Stamp};
 pub use merge::{Merge, MergeArgs, MergeDims};
 pub use pack_weights::{PackDims, PackUse, PackWeights, PackWeightsArgs};
-pub use route::{Route, RouteArgs, RouteDims, RouteRule, ScoreFunction, Selection};
+pub use route::{GateMath, Route, RouteArgs, RouteDims, RouteRule, ScoreFunction, Selection};
 pub use route_bwd::{Aux, RouteBwd, RouteBwdArgs, RouteBwdDims};
 pub use route_stats::{RouteStats, RouteStatsArgs, RouteStatsDims};
 pub use sort::{Sort, SortArgs, SortDims};

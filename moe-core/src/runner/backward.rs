@@ -139,7 +139,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         let len = step.plan.tokens * width;
         let shared_gate = space.shared.as_ref().and_then(|shared| shared.gate.as_ref());
         let terms = [
-            step.with_router.then_some(&space.gate_dx),
+            step.with_router.then_some(space.gate_dx.as_ref().unwrap_or(&self.a)),
             self.shared.as_ref().filter(|_| step.layer.config.shared.is_some()).map(|shared| &shared.y),
             shared_gate.filter(|_| step.layer.config.shared.is_some_and(|s| s.gated)).map(|gate| &gate.dx),
         ];

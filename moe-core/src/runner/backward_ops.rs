@@ -274,7 +274,10 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             x: x.view(),
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             stamp: layer.config.rule.jitter.map(|_| whole::<D, u32>(&routing.stamp)),
-            dx: first_mut::<D, T>(&mut space.gate_dx, plan.tokens * plan.config.width)?,
+            dx: first_mut::<D, T>(
+                space.gate_dx.as_mut().unwrap_or(&mut self.a),
+                plan.tokens * plan.config.width,
+            )?,
             dgate: whole_mut::<D, T::Acc>(&mut grads.weights.gate),
             dbias: grads.weights.gate_bias.as_mut().map(whole_mut::<D, T::Acc>),
         };
@@ -306,7 +309,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
             x: step.x.view().slice(0..0)?,
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             stamp: layer.config.rule.jitter.map(|_| whole::<D, u32>(&saved.routing.stamp)),
-            dx: first_mut::<D, T>(&mut space.gate_dx, 0)?,
+            dx: first_mut::<D, T>(&mut self.a, 0)?,
             dgate: whole_mut::<D, T::Acc>(&mut grads.weights.gate),
             dbias: grads.weights.gate_bias.as_mut().map(whole_mut::<D, T::Acc>),
         };

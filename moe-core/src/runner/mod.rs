@@ -62,7 +62,8 @@ struct Backward<D: Device, T: Scalar> {
     h: Option<D::Owned<T>>,
     ds: D::Owned<T::Acc>,
     dlogits: D::Owned<T::Acc>,
-    gate_dx: D::Owned<T>,
+    /// the gate's part of dx, where the runner's `a`, which nobody reads any more by then, is too short for it
+    gate_dx: Option<D::Owned<T>>,
     shared: Option<SharedBackward<D, T>>,
     norm: D::Owned<T::Acc>,
 }
@@ -250,6 +251,8 @@ impl<D: Device, T: Scalar> Backward<D, T> {
         let recomputes = config.memory == MemoryPolicy::Recompute;
         let slots = tokens * config.top_k;
         let h = if recomputes { Some(session.alloc(slots * config.up_width())?) } else { None };
+        let fits = slots * config.hidden >= tokens * config.width;
+        let gate_dx = if fits { None } else { Some(session.alloc(tokens * config.width)?) };
         let shared = match config.shared {
             Some(shared) => {
                 let up = config.activation.up_width(shared.hidden);
@@ -271,7 +274,7 @@ impl<D: Device, T: Scalar> Backward<D, T> {
             h,
             ds: session.alloc(slots)?,
             dlogits: session.alloc(tokens * config.experts)?,
-            gate_dx: session.alloc(tokens * config.width)?,
+            gate_dx,
             shared,
             norm: session.alloc(1)?,
         })

@@ -73,7 +73,8 @@ impl Plan {
 
     /// The shared experts' gate is a router with one expert and the sigmoid of its logit.
     pub(crate) fn shared_gate(&self) -> Self {
-        let rule = RouteRule { score: ScoreFunction::Sigmoid, ..RouteRule::default() };
+        let gate = self.config.rule.gate;
+        let rule = RouteRule { score: ScoreFunction::Sigmoid, gate, ..RouteRule::default() };
         let config = MoeConfig { experts: 1, top_k: 1, rule, ..self.config };
         Self { config, slots: self.tokens, sequences: 0, ..*self }
     }

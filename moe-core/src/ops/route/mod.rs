@@ -4,13 +4,13 @@
 //! scores' sum over experts is made of 32 strided partial sums, halved 16, 8, 4, 2, 1. A token takes the K experts of highest
 //! choice score (score plus selection bias; ties: lower id), inside the groups of highest sum of their two best choice scores
 //! (ties: lower group). The bias selects but does not weigh. All of it in the accumulation type, with the same bits
-//! on every backend.
+//! on every backend. With [`GateMath::Native`] the logits alone are free to differ; all that follows is the same function of them.
 
 mod choose;
 mod rule;
 
 pub(crate) use choose::{scores, sum_over_experts};
-pub use rule::{RouteRule, ScoreFunction, Selection};
+pub use rule::{GateMath, RouteRule, ScoreFunction, Selection};
 
 use super::jitter::{check_stamp, read_stamp};
 use super::{Jitter, PackDims, PackUse, Weight, jittered};
@@ -220,6 +220,15 @@ mod tests {
         };
         let (ids, ..) = route(rule, 2, &[5.0, 0.0, 0.0, 3.0, 3.0, 0.0]);
         assert_eq!(ids, [3, 4]);
+    }
+
+    #[test]
+    fn the_exact_gate_is_the_default_and_all_that_the_host_has() {
+        let exact = RouteRule::default();
+        assert_eq!(exact.gate, GateMath::Exact);
+        let native = RouteRule { gate: GateMath::Native, ..exact };
+        let logits = [0.3, -1.0, 0.7, 0.1];
+        assert_eq!(route(native, 2, &logits), route(exact, 2, &logits));
     }
 
     #[test]

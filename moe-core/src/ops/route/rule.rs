@@ -27,6 +27,19 @@ pub enum Selection {
     RoundRobin,
 }
 
+/// How the gate's logits are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GateMath {
+    /// one chain of fused steps per logit: the same ids on every device
+    #[default]
+    Exact,
+    /// the device's fastest product of x and gate with sums in the accumulation type. Repeatable on one device, but
+    /// logits, and so ids, may differ between devices. `Host` and `Cpu` have none that is faster and stay exact; a device may
+    /// for some types and sizes, and says so in its path.
+    Native,
+}
+
 /// The fixed settings of a router.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouteRule {
@@ -44,6 +57,8 @@ pub struct RouteRule {
     pub scale: f32,
     /// noise on the router's input
     pub jitter: Option<Jitter>,
+    /// how the logits are computed
+    pub gate: GateMath,
 }
 
 impl Default for RouteRule {
@@ -56,6 +71,7 @@ impl Default for RouteRule {
             normalize: false,
             scale: 1.0,
             jitter: None,
+            gate: GateMath::Exact,
         }
     }
 }

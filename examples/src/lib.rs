@@ -6,6 +6,7 @@ pub mod device;
 pub mod entropy;
 pub mod fixture;
 pub mod fuzz;
+pub mod gate;
 pub mod model;
 pub mod real;
 pub mod rng;

@@ -13,7 +13,7 @@ pub use options::{Dtype, Options, Pass, Shape};
 pub use report::Report;
 
 use anyhow::Result;
-use moe_core::{AdamW, MoeConfig, MoeDevice, Runner, Scalar, Sizes};
+use moe_core::{AdamW, MoeDevice, Runner, Scalar};
 use std::time::{Duration, Instant};
 
 /// Measures one pass on a device. `allocated` reads how many bytes the process has allocated so far.
@@ -25,10 +25,9 @@ pub fn measure<D: MoeDevice<T>, T: Scalar>(
     options: &Options,
     allocated: impl Fn() -> usize + Send + Sync,
 ) -> Result<Report> {
-    let Shape { tokens, width, hidden, experts, top_k } = options.shape;
-    let config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+    let config = options.config()?;
     let mut layer = fill::layer::<D, T>(device, &config, 1)?;
-    let mut runner = Runner::<D, T>::new(device, &config, tokens)?;
+    let mut runner = Runner::<D, T>::new(device, &config, options.shape.tokens)?;
     let start = Instant::now();
     layer.update(&mut runner, |_, _| Ok(()))?;
     runner.session().sync()?;

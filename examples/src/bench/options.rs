@@ -1,7 +1,9 @@
 //! What to measure.
 
 use crate::device::DeviceName;
+use crate::gate::GateName;
 use clap::{Parser, ValueEnum};
+use moe_core::{ConfigError, MoeConfig, Sizes};
 use std::str::FromStr;
 
 /// Times one Mixture-of-Experts layer and prints one line of JSON, or with `--ops` one per op.
@@ -26,6 +28,9 @@ pub struct Options {
     /// add to the weight gradients instead of overwriting them
     #[arg(long)]
     pub accumulate: bool,
+    /// how the gate's logits are computed
+    #[arg(long, value_enum, default_value_t)]
+    pub gate: GateName,
     /// time each op on its own, with weights as they are
     #[arg(long)]
     pub ops: bool,
@@ -71,6 +76,19 @@ pub struct Shape {
     pub experts: usize,
     /// K
     pub top_k: usize,
+}
+
+impl Options {
+    /// The layer that is measured.
+    ///
+    /// # Errors
+    /// If the shape is no layer.
+    pub(super) fn config(&self) -> Result<MoeConfig, ConfigError> {
+        let Shape { width, hidden, experts, top_k, .. } = self.shape;
+        let mut config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+        config.rule.gate = self.gate.into();
+        Ok(config)
+    }
 }
 
 impl Shape {

@@ -42,7 +42,7 @@ impl Report {
             "paths": paths,
             "pack_ms": pack.as_secs_f64() * 1e3,
             "wgrad": if options.accumulate { "accumulate" } else { "overwrite" },
-            "gate": "exact",
+            "gate": options.gate.name(),
         }))
     }
 }

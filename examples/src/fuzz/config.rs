@@ -1,7 +1,7 @@
 //! A configuration from any bytes: it is refused with an error, or it makes a layer that runs.
 
 use moe_core::ndarray::Array2;
-use moe_core::ops::{Activation, Jitter, ScoreFunction, Selection};
+use moe_core::ops::{Activation, GateMath, Jitter, ScoreFunction, Selection};
 use moe_core::{
     BalanceLoss, Capacity, DropPolicy, Error, Host, HostError, Limits, MemoryPolicy, MoeConfig, MoeLayer,
     Runner, ScoreOrder, SharedExperts, Sizes,
@@ -75,6 +75,7 @@ impl Source<'_> {
         config.rule.normalize = self.flag();
         config.rule.scale = self.float();
         config.rule.jitter = self.flag().then(|| Jitter { amplitude: self.float() });
+        config.rule.gate = self.one_of(&[GateMath::Exact, GateMath::Native]);
         config.gate_bias = self.flag();
         config.selection_bias = self.flag();
         config.score_order = self.one_of(&[ScoreOrder::AfterExperts, ScoreOrder::BeforeExperts]);

@@ -1,6 +1,7 @@
 //! The command line of `train`.
 
 use crate::device::DeviceName;
+use crate::gate::GateName;
 use crate::model::storage::Storage;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
@@ -99,6 +100,10 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t)]
     pub dtype: Storage,
 
+    /// How the gate's logits are computed
+    #[arg(long, value_enum, default_value_t)]
+    pub gate: GateName,
+
     /// Seed of the weights and of the order of the text
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -154,6 +159,7 @@ impl Settings {
         flag("clip", self.clip.to_string());
         flag("balance", value_name(self.balance));
         flag("dtype", value_name(self.dtype));
+        flag("gate", self.gate.name().to_owned());
         flag("seed", self.seed.to_string());
         if let Some(rate) = self.balance_rate {
             flag("balance-rate", rate.to_string());
@@ -204,9 +210,10 @@ mod tests {
 
     #[test]
     fn settings_survive_their_line() {
-        for line in
-            ["", "--layers 3 --balance sequence --balance-rate 0.02 --no-mixing --dtype bf16 --lr 1e-3"]
-        {
+        for line in [
+            "",
+            "--layers 3 --balance sequence --balance-rate 0.02 --no-mixing --dtype bf16 --gate native --lr 1e-3",
+        ] {
             let settings = parse(line).unwrap().settings;
             assert_eq!(Settings::from_line(&settings.to_line()).unwrap(), settings);
         }

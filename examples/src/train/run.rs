@@ -211,6 +211,7 @@ fn moe_config(settings: &Settings) -> Result<MoeConfig> {
     let Settings { width, hidden, experts, top_k, .. } = *settings;
     let mut config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
     let rate = |default| settings.balance_rate.unwrap_or(default);
+    config.rule.gate = settings.gate.into();
     config.selection_bias = settings.balance == BalanceName::Bias;
     config.balance = match settings.balance {
         BalanceName::Bias => Balance { bias_rate: rate(BIAS_RATE), ..Balance::default() },

@@ -23,7 +23,7 @@ pub(crate) fn rule(keys: &Keys<'_>) -> Result<RouteRule, FixtureError> {
         groups_kept: keys.size_if_any("num_limited_groups")?.unwrap_or(groups),
         normalize: keys.flag("route_norm")?,
         scale: keys.number("route_scale", 1.0)? as f32,
-        jitter: None,
+        ..RouteRule::default()
     })
 }
 

@@ -1,7 +1,7 @@
 //! Route: blocks of tokens, each from its rows of x to its experts' weights while they are near.
 //!
 //! A block of x times a panel of the gate is one [`Chain`]; sums, scores and choices follow token by token. Nothing
-//! is summed across tokens, so the bits depend neither on the blocks nor on the threads.
+//! is summed across tokens, so the bits depend neither on the blocks nor on the threads. The native gate is the exact one.
 
 mod token;
 

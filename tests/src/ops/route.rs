@@ -1,11 +1,14 @@
-//! Samples of Route. All of it must have the reference's bits.
+//! Samples of Route. All of it must have the reference's bits, except with the native gate. Sums of small whole numbers are
+//! exact in any order, and so are its logits, ids and weights; with other numbers its logits may differ a little, and ids are given.
 
 use crate::case::Case;
 use crate::random::Random;
 use crate::sample::Sample;
 use crate::tolerance::Tolerance;
 use crate::views::Views;
-use moe_core::ops::{Jitter, Route, RouteArgs, RouteDims, RouteRule, STAMP, ScoreFunction, Selection, Stamp};
+use moe_core::ops::{
+    GateMath, Jitter, Route, RouteArgs, RouteDims, RouteRule, STAMP, ScoreFunction, Selection, Stamp,
+};
 use moe_core::{Accum, Device, Scalar};
 
 pub(super) const SCORES: [ScoreFunction; 3] =
@@ -21,6 +24,7 @@ impl<T: Scalar> Case for Route<T> {
         let mut all = settings(random);
         all.extend(sizes(random));
         all.extend(odd_values(random));
+        all.extend(native(random));
         all
     }
 
@@ -48,13 +52,24 @@ fn plain<T: Scalar>(random: &mut Random, label: &str, dims: RouteDims) -> Sample
 }
 
 fn sample<T: Scalar>(label: String, dims: RouteDims, x: Vec<T>, gate: Vec<T>) -> Sample<Route<T>> {
+    near(Tolerance::EXACT, label, dims, x, gate)
+}
+
+/// Logits and weights may differ by as much as `tolerance`.
+fn near<T: Scalar>(
+    tolerance: Tolerance,
+    label: String,
+    dims: RouteDims,
+    x: Vec<T>,
+    gate: Vec<T>,
+) -> Sample<Route<T>> {
     let (logits, slots) = (dims.tokens * dims.experts, dims.tokens * dims.top_k);
     Sample::new(label, dims)
         .input("x", x)
         .weight("gate", gate, dims.pack())
-        .output::<T::Acc>("logits", logits, Tolerance::EXACT)
+        .output::<T::Acc>("logits", logits, tolerance)
         .output::<u32>("ids", slots, Tolerance::EXACT)
-        .output::<T::Acc>("weights", slots, Tolerance::EXACT)
+        .output::<T::Acc>("weights", slots, tolerance)
         .output::<u32>("non_finite", 1, Tolerance::EXACT)
 }
 
@@ -178,5 +193,48 @@ fn odd_values<T: Scalar>(random: &mut Random) -> Vec<Sample<Route<T>>> {
     all.push(sample("NaN and infinity in tokens".into(), dims, x, random.values::<T>(8 * 16)));
     let bias = [nan, 3.0, 3.0, -inf, inf, -3.0, 0.0, nan].map(T::Acc::of).to_vec();
     all.push(plain(random, "odd selection bias", dims).input("selection_bias", bias));
+    all
+}
+
+/// The native gate: parts of tiles, several tiles of tokens and of experts, depths of few stages and of many.
+fn native<T: Scalar>(random: &mut Random) -> Vec<Sample<Route<T>>> {
+    // tokens, width, experts, top_k
+    let sizes = [
+        (0, 8, 4, 2),
+        (1, 1040, 8, 2),
+        (9, 19, 12, 3),
+        (64, 128, 32, 4),
+        (70, 392, 40, 4),
+        (130, 72, 128, 8),
+        (65, 200, 131, 6),
+        (129, 264, 256, 8),
+    ];
+    let mut all = Vec::new();
+    for (at, (tokens, width, experts, top_k)) in sizes.into_iter().enumerate() {
+        let rule = RouteRule { score: SCORES[at % 3], gate: GateMath::Native, ..RouteRule::default() };
+        let mut dims = RouteDims { tokens, width, experts, top_k, rule };
+        let mut whole = |len: usize| -> Vec<T> {
+            (0..len).map(|_| T::narrow(T::Acc::of(random.below(7) as f64 - 3.0))).collect()
+        };
+        let (x, gate, bias) = (whole(tokens * width), whole(experts * width), whole(experts));
+        all.push(sample("native, whole numbers".into(), dims, x.clone(), gate.clone()));
+        let biased = sample("native, whole numbers and a bias".into(), dims, x, gate);
+        all.push(biased.input("gate_bias", bias));
+
+        dims.rule.normalize = true;
+        let (x, gate) = (random.values::<T>(tokens * width), random.values::<T>(experts * width));
+        let given = near(Tolerance::stored::<T>(), "native, given ids".into(), dims, x, gate);
+        let given = given.input("forced_ids", random.ids(tokens, top_k, experts));
+        all.push(given.input("gate_bias", random.values::<T>(experts)));
+    }
+    let rule = RouteRule { gate: GateMath::Native, ..RouteRule::default() };
+    let dims = RouteDims { tokens: 70, width: 64, experts: 16, top_k: 2, rule };
+    let (mut x, gate) = (vec![T::default(); 70 * 64], vec![T::narrow(T::Acc::ONE); 16 * 64]);
+    (x[5], x[64], x[4000]) = (
+        T::narrow(T::Acc::of(f64::NAN)),
+        T::narrow(T::Acc::of(f64::INFINITY)),
+        T::narrow(T::Acc::of(f64::NEG_INFINITY)),
+    );
+    all.push(sample("native, NaN and infinities in tokens".into(), dims, x, gate));
     all
 }

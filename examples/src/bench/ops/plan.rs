@@ -3,7 +3,7 @@
 use crate::bench::{Options, Shape};
 use anyhow::Result;
 use moe_core::ops::*;
-use moe_core::{Kernel, MoeConfig, MoeDevice, Scalar, Sizes};
+use moe_core::{Kernel, MoeDevice, Scalar};
 
 /// Dimensions of every op, as a runner has them.
 pub(super) struct Plan {
@@ -24,7 +24,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(options: &Options) -> Result<Self> {
         let Shape { tokens, width, hidden, experts, top_k } = options.shape;
-        let config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+        let config = options.config()?;
         let (slots, accumulate) = (tokens * top_k, options.accumulate);
         let (rule, activation, sequences) = (config.rule, config.activation, 1);
         let (fan, rows) = (top_k, slots);

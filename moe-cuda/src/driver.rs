@@ -120,6 +120,8 @@ pub(crate) struct Facts {
     pub(crate) minor: i32,
     /// multiprocessors
     pub(crate) processors: u32,
+    /// most bytes of shared memory that a block can ask for
+    pub(crate) shared: u32,
     pub(crate) pools: bool,
 }
 
@@ -143,6 +145,7 @@ impl Facts {
             major: attribute(Key::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: attribute(Key::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             processors: attribute(Key::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            shared: attribute(Key::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
             pools: attribute(Key::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
         })
     }

@@ -22,7 +22,7 @@ pub(crate) struct Image {
 macro_rules! image {
     ($name:literal, [$($kernel:literal: $shared:expr),* $(,)?] $(, single: [$($one:literal: $room:expr),* $(,)?])?) => {
         $crate::image::Image {
-            code: include_bytes!(concat!("../../images/", $name, ".fatbin")),
+            code: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/images/", $name, ".fatbin")),
             kernels: &[
                 $(
                     (concat!($kernel, "_f32"), $shared),
@@ -58,7 +58,7 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
-/// Loads every kernel that this device can run, so that no launch has to.
+/// Loads every kernel that this device can run, so that no launch has to: not those that want more shared memory than it has.
 pub(crate) fn load(context: &Context, facts: &Facts) -> Result<HashMap<&'static str, Function>, CudaError> {
     context.bind()?;
     let mut functions = HashMap::new();
@@ -68,7 +68,7 @@ pub(crate) fn load(context: &Context, facts: &Facts) -> Result<HashMap<&'static 
         // SAFETY: a context is current, the image is a whole fatbin, which tells its own length.
         let code = unsafe { sys::cuModuleLoadData(&mut module, image.code.as_ptr().cast()) };
         check("cuModuleLoadData", code)?;
-        for &(name, shared) in image.kernels {
+        for &(name, shared) in image.kernels.iter().filter(|(_, shared)| *shared <= facts.shared) {
             let mut function = null_mut();
             let symbol = CString::new(name).unwrap_or_default();
             // SAFETY: the module was just loaded, the name ends in 0, the pointer is valid.

@@ -1,6 +1,8 @@
 //! Route: a kernel for the logits, in tiles that keep all multiprocessors busy, and one for what follows from them, a
 //! warp per token.
 
+mod native;
+
 use super::Float;
 use crate::call::{Address, Call, Grid, Params};
 use crate::device::Cuda;
@@ -9,6 +11,9 @@ use crate::image::{Image, image};
 use crate::stream::Stream;
 use moe_core::ops::{Jitter, Route, RouteArgs, RouteDims, ScoreFunction, Selection};
 use moe_core::{DType, Kernel, Out, Path};
+use native::NativeParams;
+
+pub(super) use native::IMAGE as NATIVE_IMAGE;
 
 pub(super) static IMAGE: Image = image!(
     "route",
@@ -193,14 +198,27 @@ impl<T: Float> Kernel<Route<T>> for Cuda {
             normalize: rule.normalize.into(),
             scale: rule.scale,
         };
-        let tile = Tile::of(dims, self.facts().processors);
-        // Without tokens there is still a count to be zeroed.
-        let grid = Grid::new(tile.blocks(dims).max(1), tile.threads);
-        call.launch(tile.kernel::<T>(), grid, &params)?;
+        let path = logits::<T>(&call, dims, &params)?;
         match blocks_with_rows(dims) {
             0 => call.launch("route_choose", Grid::new(tokens.div_ceil(4), CHOOSERS), &params)?,
             blocks => call.launch("route_choose_any", Grid::new(blocks, CHOOSERS), &params)?,
         }
-        Ok(tile.path)
+        Ok(path)
     }
+}
+
+/// Computes the logits and zeroes the count of those that are not finite, also if there are no tokens.
+fn logits<T: Float>(
+    call: &Call<'_, Route<T>>,
+    dims: &RouteDims,
+    params: &RouteParams,
+) -> Result<Path, CudaError> {
+    let RouteParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts, .. } = *params;
+    let native = NativeParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts };
+    if native::fits::<T>(call.cuda, dims, &native) {
+        return native::launch::<T>(call, dims, &native);
+    }
+    let tile = Tile::of(dims, call.cuda.facts().processors);
+    call.launch(tile.kernel::<T>(), Grid::new(tile.blocks(dims).max(1), tile.threads), params)?;
+    Ok(tile.path)
 }

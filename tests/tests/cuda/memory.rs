@@ -1,6 +1,6 @@
 //! Memory that runs out is an error of its own kind, and spoils nothing.
 
-use crate::rig::{Rig, cuda, full, plain};
+use crate::rig::{Rig, cuda, full};
 use moe_core::ops::{SumSquares, SumSquaresArgs, SumSquaresDims};
 use moe_core::{
     BackendError, Device, Error, ErrorKind, MoeConfig, MoeLayer, Runner, Sizes, run, whole, whole_mut,
@@ -24,13 +24,14 @@ fn a_layer_or_runner_that_does_not_fit_is_out_of_memory() {
     let Some(device) = cuda("a_layer_or_runner_that_does_not_fit_is_out_of_memory") else { return };
     let mut rig = Rig::<f32>::new(device, &full());
     let want = rig.step();
-    let huge = Sizes { width: 1 << 17, hidden: 1 << 17, experts: 256, top_k: 2 };
+    // 2^39 elements in w13: a layer that could be, on no GPU.
+    let huge = Sizes { width: 1 << 17, hidden: 1 << 16, experts: 32, top_k: 2 };
     let huge = MoeConfig::new(huge).expect("a good layer");
     match MoeLayer::<_, f32>::init(device, &huge, 0).map(drop) {
         Err(Error::Device(error)) => assert_eq!(error.kind(), ErrorKind::OutOfMemory),
         other => panic!("wanted the device's error, got {other:?}"),
     }
-    match Runner::<_, f32>::new(device, &plain(), 1 << 29).map(drop) {
+    match Runner::<_, f32>::new(device, &huge, 1 << 28).map(drop) {
         Err(Error::Device(error)) => assert_eq!(error.kind(), ErrorKind::OutOfMemory),
         other => panic!("wanted the device's error, got {other:?}"),
     }

@@ -38,9 +38,14 @@ pub(crate) fn full() -> MoeConfig {
 }
 
 /// A random matrix.
+pub(crate) fn matrix<T: Scalar>(seed: u64, rows: usize, width: usize) -> Array2<T> {
+    let values = Random::new(seed).scaled(rows * width, 1.5);
+    Array2::from_shape_vec((rows, width), values).expect("the shape of the values")
+}
+
+/// Random tokens for the small layers.
 pub(crate) fn tokens<T: Scalar>(seed: u64, tokens: usize) -> Array2<T> {
-    let values = Random::new(seed).scaled(tokens * WIDTH, 1.5);
-    Array2::from_shape_vec((tokens, WIDTH), values).expect("the shape of the values")
+    matrix(seed, tokens, WIDTH)
 }
 
 /// What a step gave: y, dx, gradients.
@@ -68,10 +73,10 @@ where
         Self {
             saved: runner.saved(config).expect("room"),
             grads: layer.grads().expect("gradients"),
-            x: runner.upload(tokens(1, count).view()).expect("x"),
-            dy: runner.upload(tokens(2, count).view()).expect("dy"),
-            y: runner.rows(count, WIDTH).expect("y"),
-            dx: runner.rows(count, WIDTH).expect("dx"),
+            x: runner.upload(matrix(1, count, config.width).view()).expect("x"),
+            dy: runner.upload(matrix(2, count, config.width).view()).expect("dy"),
+            y: runner.rows(count, config.width).expect("y"),
+            dx: runner.rows(count, config.width).expect("dx"),
             layer,
             runner,
         }
@@ -92,10 +97,20 @@ where
 
     /// Forward and backward.
     pub(crate) fn step(&mut self) -> Outcome<T> {
-        self.grads.clear();
-        self.runner.forward_train(&self.layer, &self.x, &mut self.saved, &mut self.y).expect("forward");
-        let Self { layer, runner, saved, grads, x, dy, dx, .. } = self;
-        runner.backward(layer, x, saved, dy, dx, grads).expect("backward");
+        self.launch().expect("a step");
+        self.outcome()
+    }
+
+    /// Puts forward and backward on the stream.
+    pub(crate) fn launch(&mut self) -> Result<(), Error<CudaError>> {
+        let Self { layer, runner, saved, grads, x, dy, y, dx } = self;
+        grads.clear();
+        runner.forward_train(layer, x, saved, y)?;
+        runner.backward(layer, x, saved, dy, dx, grads)
+    }
+
+    /// What the last step gave.
+    pub(crate) fn outcome(&self) -> Outcome<T> {
         let grads = self.grads.weights.list().into_iter().flatten();
         let grads = grads.map(|grad| self.read(whole::<Cuda, f32>(grad))).collect();
         (self.read(self.y.view()), self.read(self.dx.view()), grads)

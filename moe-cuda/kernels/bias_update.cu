@@ -18,7 +18,7 @@ static __device__ __forceinline__ int64_t sign_of(uint64_t total, uint32_t count
     return total > own ? 1 : total < own ? -1 : 0;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) bias_update(const __grid_constant__ BiasUpdateParams p) {
+KERNEL(bias_update, BiasUpdateParams, THREADS) {
     __shared__ uint64_t sums[WARPS];
     uint64_t own = 0, total, own_signs = 0, signs;
     for (uint64_t e = threadIdx.x; e < p.experts; e += THREADS) own += p.counts[e];

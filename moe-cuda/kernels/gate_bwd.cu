@@ -86,11 +86,8 @@ template <typename T, typename Tile> static __device__ __forceinline__ void dgat
     }                                                                                           \
     KERNELS(name, GateBwdParams, BOUNDS(name##_tile))
 // A kernel for storage types that tf32 holds.
-#define SPLIT(name, t, body, ...)                                                                   \
-    extern "C" __global__ void __launch_bounds__((__VA_ARGS__::THREADS), 3)                         \
-        name##_##t(const __grid_constant__ GateBwdParams p) {                                       \
-        body<t, __VA_ARGS__>(p);                                                                    \
-    }
+#define SPLIT(name, t, body, ...) \
+    KERNEL(name##_##t, GateBwdParams, (__VA_ARGS__::THREADS), 3) { body<t, __VA_ARGS__>(p); }
 #define SPLITS(name, body, ...)          \
     SPLIT(name, bf16, body, __VA_ARGS__) \
     SPLIT(name, f16, body, __VA_ARGS__)
@@ -104,7 +101,7 @@ SPLITS(gate_bwd_dgate_split_64, dgate_tile, SplitTile<64, 128, 64, 32, 16>)
 SPLITS(gate_bwd_dgate_split_32, dgate_tile, SplitTile<32, 128, 32, 32, 16>)
 
 // A chunk's dbias: a thread per expert.
-extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_dbias(const __grid_constant__ GateBwdParams p) {
+KERNEL(gate_bwd_dbias, GateBwdParams, SUMMERS) {
     uint32_t expert = blockIdx.x * SUMMERS + threadIdx.x, start = blockIdx.y * CHUNK;
     if (expert >= p.experts) return;
     uint32_t end = start + min(p.tokens - start, CHUNK);
@@ -124,7 +121,7 @@ static __device__ void add_chunks(const GateBwdParams &p, uint64_t at, uint64_t 
     else out[at] = p.accumulate ? out[at] + sum : sum;
 }
 
-extern "C" __global__ void __launch_bounds__(SUMMERS) gate_bwd_sum(const __grid_constant__ GateBwdParams p) {
+KERNEL(gate_bwd_sum, GateBwdParams, SUMMERS) {
     uint64_t at = (uint64_t)blockIdx.x * SUMMERS + threadIdx.x, len = (uint64_t)p.experts * p.width;
     if (at < len) add_chunks(p, at, len, p.parts, p.chunks, p.total, p.first_chunk == 0, p.last_round, p.dgate);
     if (at < p.experts && p.last_round && p.dbias)

@@ -16,7 +16,7 @@ struct MergeParams {
     uint32_t ranks, experts, pitch, rows;
 };
 
-extern "C" __global__ void __launch_bounds__(SCAN_THREADS) merge_pairs(const __grid_constant__ MergeParams p) {
+KERNEL(merge_pairs, MergeParams, SCAN_THREADS) {
     __shared__ uint64_t sums[SCAN_THREADS / 32];
     uint64_t pairs = (uint64_t)p.ranks * p.experts, all = 0, row = 0, total;
     for (uint64_t first = 0; first < pairs; first += SCAN_THREADS) {
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS) merge_pairs(const __g
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) merge_index(const __grid_constant__ MergeParams p) {
+KERNEL(merge_index, MergeParams, THREADS) {
     uint64_t row = (uint64_t)blockIdx.x * THREADS + threadIdx.x;
     if (row >= p.offsets[p.experts]) return;
     // The last pair that starts at or before the row: those without rows start where the next one does.

@@ -57,14 +57,27 @@ static __device__ __forceinline__ float fixed_sigmoid(float x) {
     return 1.0f / (1.0f + fixed_exp(-x));
 }
 
-// Defines the kernel NAME_f32, NAME_bf16 and NAME_f16 from a template NAME<T>(const Params &).
-#define KERNELS(name, params, threads)                                                                   \
-    extern "C" __global__ void __launch_bounds__(threads) name##_f32(const __grid_constant__ params p) { \
-        name<float>(p);                                                                                  \
-    }                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(threads) name##_bf16(const __grid_constant__ params p) { \
-        name<bf16>(p);                                                                                   \
-    }                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(threads) name##_f16(const __grid_constant__ params p) { \
-        name<f16>(p);                                                                                    \
-    }
+// A kernel may be started while work before it on its stream still runs. First of all it waits for that to end and be seen;
+// then the next kernel may be started, which waits in turn. So launches take no time of their own.
+static __device__ __forceinline__ void await_earlier_work() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Defines the kernel NAME; its body, which sees `const PARAMS &p`, follows. The last arguments are launch bounds. There is no
+// other way to define a kernel, so that none forgets to wait.
+#define KERNEL(name, params, ...)                                                                      \
+    static __device__ __forceinline__ void name##_body(const params &p);                               \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ params p) { \
+        await_earlier_work();                                                                          \
+        name##_body(p);                                                                                \
+    }                                                                                                  \
+    static __device__ __forceinline__ void name##_body(const params &p)
+
+// Defines the kernels NAME_f32, NAME_bf16 and NAME_f16 from a template NAME<T>(const Params &).
+#define KERNELS(name, params, ...)                                \
+    KERNEL(name##_f32, params, __VA_ARGS__) { name<float>(p); }   \
+    KERNEL(name##_bf16, params, __VA_ARGS__) { name<bf16>(p); }   \
+    KERNEL(name##_f16, params, __VA_ARGS__) { name<f16>(p); }

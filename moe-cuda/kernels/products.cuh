@@ -42,13 +42,7 @@ template <typename T> using Fast = typename Way<T>::Math;
 #else
 #define FAST_BOUNDS BOUNDS
 #endif
-#define PRODUCTS(name, params)                                                                                \
-    extern "C" __global__ void __launch_bounds__(BOUNDS) name##_f32(const __grid_constant__ params p) {       \
-        name<float>(p);                                                                                       \
-    }                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(FAST_BOUNDS) name##_bf16(const __grid_constant__ params p) { \
-        name<bf16>(p);                                                                                        \
-    }                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(FAST_BOUNDS) name##_f16(const __grid_constant__ params p) {  \
-        name<f16>(p);                                                                                         \
-    }
+#define PRODUCTS(name, params)                                   \
+    KERNEL(name##_f32, params, BOUNDS) { name<float>(p); }       \
+    KERNEL(name##_bf16, params, FAST_BOUNDS) { name<bf16>(p); }  \
+    KERNEL(name##_f16, params, FAST_BOUNDS) { name<f16>(p); }

@@ -231,7 +231,7 @@ template <int N> static __device__ void choose(const RouteParams &p, uint32_t to
     weigh(p, powers, token, lane, first);
 }
 
-extern "C" __global__ void __launch_bounds__(CHOOSERS, 4) route_choose(const __grid_constant__ RouteParams p) {
+KERNEL(route_choose, RouteParams, CHOOSERS, 4) {
     uint32_t token = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (token >= p.tokens) return;
     if (p.experts <= 32) choose<1>(p, token, lane);
@@ -295,7 +295,7 @@ static __device__ void choose_any(const RouteParams &p, uint32_t *keys, uint32_t
     weigh(p, of, token, lane, first);
 }
 
-extern "C" __global__ void __launch_bounds__(CHOOSERS) route_choose_any(const __grid_constant__ RouteParams p) {
+KERNEL(route_choose_any, RouteParams, CHOOSERS) {
     uint32_t warp = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t *keys = p.rows + (uint64_t)warp * (p.experts + p.groups);
     for (uint32_t token = warp; token < p.tokens; token += gridDim.x * WARPS) {

@@ -42,7 +42,7 @@ static __device__ void count_load(const RouteBwdParams &p, uint32_t block) {
 }
 
 // Adds the parts to the load, with saturation.
-extern "C" __global__ void __launch_bounds__(THREADS) route_load(const __grid_constant__ RouteBwdParams p) {
+KERNEL(route_load, RouteBwdParams, THREADS) {
     uint32_t expert = blockIdx.x * THREADS + threadIdx.x;
     if (expert >= p.experts) return;
     uint64_t sum = p.accumulate ? p.load[expert] : 0;
@@ -183,7 +183,7 @@ struct Token {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4) route_bwd(const __grid_constant__ RouteBwdParams p) {
+KERNEL(route_bwd, RouteBwdParams, THREADS, 4) {
     extern __shared__ float shared[];
     if (blockIdx.x < p.load_blocks) return count_load(p, blockIdx.x);
     uint32_t block = blockIdx.x - p.load_blocks, warps = (gridDim.x - p.load_blocks) * WARPS;

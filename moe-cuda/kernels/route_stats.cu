@@ -34,8 +34,7 @@ static __device__ __forceinline__ uint32_t first_slot(const RouteStatsParams &p,
     return s + bound(p, s) / CHUNK;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-route_stats_tokens(const __grid_constant__ RouteStatsParams p) {
+KERNEL(route_stats_tokens, RouteStatsParams, THREADS) {
     uint32_t token = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (token >= p.tokens) return;
     const float *logits = p.logits + (uint64_t)token * p.experts;
@@ -64,8 +63,7 @@ static __device__ void add_squares(const RouteStatsParams &p) {
     p.part_squares[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-route_stats_chunks(const __grid_constant__ RouteStatsParams p) {
+KERNEL(route_stats_chunks, RouteStatsParams, THREADS) {
     if (blockIdx.y == gridDim.y - 1) return add_squares(p);
     __shared__ float block[BLOCK][32];
     __shared__ uint32_t counts[32];
@@ -111,7 +109,7 @@ route_stats_chunks(const __grid_constant__ RouteStatsParams p) {
     p.part_counts[(uint64_t)slot * p.experts + expert] = counts[lane];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) route_stats_sum(const __grid_constant__ RouteStatsParams p) {
+KERNEL(route_stats_sum, RouteStatsParams, THREADS) {
     uint64_t at = (uint64_t)blockIdx.x * THREADS + threadIdx.x, len = (uint64_t)p.sequence_count * p.experts;
     float sum = 0.0f;
     if (at == len) {

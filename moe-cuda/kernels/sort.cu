@@ -37,7 +37,7 @@ static __device__ __forceinline__ Range range_of_block(const SortParams &p) {
     return part_of({0, p.slots}, blockIdx.x, p.blocks);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sort_count(const __grid_constant__ SortParams p) {
+KERNEL(sort_count, SortParams, THREADS) {
     extern __shared__ uint32_t shared[];
     uint32_t *counters = p.in_shared ? shared : p.table + blockIdx.x;
     uint64_t stride = p.in_shared ? 1 : p.blocks;
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void write_offsets(const SortParams &p) {
 }
 
 // A warp per expert; the block that is done last writes the offsets.
-extern "C" __global__ void __launch_bounds__(THREADS) sort_sum(const __grid_constant__ SortParams p) {
+KERNEL(sort_sum, SortParams, THREADS) {
     __shared__ bool last;
     uint32_t lane = threadIdx.x % 32;
     uint64_t e = (uint64_t)blockIdx.x * WARPS + threadIdx.x / 32;
@@ -152,7 +152,7 @@ static __device__ __forceinline__ void place(const SortParams &p, Range own, uin
 }
 
 // One warp only, with the counters of the table itself, if they do not fit into shared memory.
-extern "C" __global__ void __launch_bounds__(THREADS) sort_place(const __grid_constant__ SortParams p) {
+KERNEL(sort_place, SortParams, THREADS) {
     extern __shared__ uint32_t shared[];
     Range range = range_of_block(p);
     if (!p.in_shared) return place(p, range, p.table + blockIdx.x, p.blocks);
@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sort_place(const __grid_co
     place(p, own, shared + warp * p.experts, 1);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sort_one(const __grid_constant__ SortParams p) {
+KERNEL(sort_one, SortParams, THREADS) {
     extern __shared__ uint32_t shared[];
     uint32_t warp = threadIdx.x / 32;
     Range own = part_of({0, p.slots}, warp, WARPS);
@@ -186,7 +186,7 @@ static __device__ __forceinline__ uint32_t heaviness(float weight) {
 }
 
 // A block per expert. The lightest weight that is kept is found byte by byte; of its equals the first are kept.
-extern "C" __global__ void __launch_bounds__(WEIGH_THREADS) sort_weigh(const __grid_constant__ SortParams p) {
+KERNEL(sort_weigh, SortParams, WEIGH_THREADS) {
     __shared__ uint32_t bins[256], sums[WEIGH_THREADS / 32], shared_least, shared_equals;
     uint32_t e = blockIdx.x, count = p.counts[e];
     const uint32_t *list = p.list + p.starts[e];

@@ -27,7 +27,7 @@ static __device__ __forceinline__ float sum_of_block(float sum) {
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_part(const __grid_constant__ SumSquaresParams p) {
+KERNEL(sum_squares_part, SumSquaresParams, THREADS) {
     uint64_t first = (uint64_t)blockIdx.x * PART;
     bool whole = first + PART <= p.len && (uint64_t)p.values % 16 == 0;
     float sum = 0.0f;
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_part(const __g
     if (threadIdx.x == 0) p.parts[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(TOTAL_THREADS) sum_squares_total(const __grid_constant__ SumSquaresParams p) {
+KERNEL(sum_squares_total, SumSquaresParams, TOTAL_THREADS) {
     float sum = 0.0f;
 #pragma unroll 4
     for (uint64_t part = threadIdx.x; part < p.part_count; part += TOTAL_THREADS) sum += p.parts[part];

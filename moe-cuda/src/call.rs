@@ -5,7 +5,9 @@ use crate::driver::check;
 use crate::error::CudaError;
 use crate::order::Work;
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUlaunchConfig};
+use cudarc::driver::sys::{
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+};
 use moe_core::ops::Weight;
 use moe_core::{Elem, In, Op, Out, Scalar, ShapeError};
 use std::marker::PhantomData;
@@ -131,6 +133,13 @@ impl<'a, O: Op> Call<'a, O> {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
+        // Where kernels can wait for what is before them, they do; see KERNEL of `kernels/prelude.cuh`.
+        let waits = self.cuda.facts().major >= 9;
+        let mut early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -140,8 +149,8 @@ impl<'a, O: Op> Call<'a, O> {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: self.work.stream.0.raw,
-            attrs: null_mut(),
-            numAttrs: 0,
+            attrs: &raw mut early,
+            numAttrs: waits.into(),
         };
         let mut arguments = [from_ref(params).cast_mut().cast()];
         // SAFETY: `Params` promises the struct that the kernel takes. Its addresses come from `read` and `write`: buffers that
@@ -149,5 +158,23 @@ impl<'a, O: Op> Call<'a, O> {
         // clamp what they read from buffers before they use it as an address.
         let code = unsafe { sys::cuLaunchKernelEx(&config, function.0, arguments.as_mut_ptr(), null_mut()) };
         check(kernel, code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// A kernel that does not wait would race with what is before it.
+    #[test]
+    fn every_kernel_is_defined_by_the_macro_that_waits() {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        for file in fs::read_dir(kernels).unwrap() {
+            let path = file.unwrap().path();
+            let text = fs::read_to_string(&path).unwrap();
+            let definitions = text.matches("__global__").count();
+            assert_eq!(definitions, path.ends_with("prelude.cuh").into(), "{}", path.display());
+        }
     }
 }

@@ -43,6 +43,7 @@ pub(crate) static IMAGES: &[&Image] = &[
     &hopper::IMAGES[4],
     &merge::IMAGE,
     &route::IMAGE,
+    &route::FEW_IMAGE,
     &route::NATIVE_IMAGE,
     &route_bwd::IMAGE,
     &route_stats::IMAGE,

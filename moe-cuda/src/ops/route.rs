@@ -1,6 +1,7 @@
-//! Route: a kernel for the logits, in tiles that keep all multiprocessors busy, and one for what follows from them, a
-//! warp per token.
+//! Route: a kernel for the logits, in tiles that keep all multiprocessors busy or in chains for few tokens, and one for what
+//! follows from them, a warp per token.
 
+mod few;
 mod native;
 
 use super::Float;
@@ -9,10 +10,12 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::image::{Image, image};
 use crate::stream::Stream;
+use few::Few;
 use moe_core::ops::{Jitter, Route, RouteArgs, RouteDims, ScoreFunction, Selection};
 use moe_core::{DType, Kernel, Out, Path};
 use native::NativeParams;
 
+pub(super) use few::IMAGE as FEW_IMAGE;
 pub(super) use native::IMAGE as NATIVE_IMAGE;
 
 pub(super) static IMAGE: Image = image!(
@@ -106,13 +109,15 @@ impl Tile {
         dims.tokens.div_ceil(self.tokens) * dims.experts.div_ceil(self.experts)
     }
 
+    /// Half cycles for one d.
+    fn time(&self, dims: &RouteDims, processors: u32) -> usize {
+        let blocks = self.blocks(dims).div_ceil(processors.max(1) as usize);
+        self.alone.max(self.shared * blocks)
+    }
+
     /// The tile that is done first; the bits are equal.
     fn of(dims: &RouteDims, processors: u32) -> &'static Self {
-        let time = |tile: &&Self| {
-            let blocks = tile.blocks(dims).div_ceil(processors.max(1) as usize);
-            tile.alone.max(tile.shared * blocks)
-        };
-        TILES.iter().min_by_key(time).unwrap_or(&TILES[0])
+        TILES.iter().min_by_key(|tile| tile.time(dims, processors)).unwrap_or(&TILES[0])
     }
 
     fn kernel<T: Float>(&self) -> &'static str {
@@ -218,7 +223,11 @@ fn logits<T: Float>(
     if native::fits::<T>(call.cuda, dims, &native) {
         return native::launch::<T>(call, dims, &native);
     }
-    let tile = Tile::of(dims, call.cuda.facts().processors);
+    let processors = call.cuda.facts().processors;
+    let (tile, few) = (Tile::of(dims, processors), Few::of(dims, processors));
+    if few::fits::<T>(call.cuda, dims, &native) && few.time(dims, processors) <= tile.time(dims, processors) {
+        return few.launch::<T>(call, dims, &native);
+    }
     call.launch(tile.kernel::<T>(), Grid::new(tile.blocks(dims).max(1), tile.threads), params)?;
     Ok(tile.path)
 }

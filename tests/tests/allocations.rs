@@ -7,6 +7,8 @@ use moe_core::{
     Runner, Scalar, SharedExperts, Sizes,
 };
 use moe_cpu::Cpu;
+use moe_cuda::Cuda;
+use moe_tests::available;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,14 +62,10 @@ fn configs() -> [MoeConfig; 4] {
 }
 
 /// Allocations of one whole step after two others.
-fn allocations<T: Scalar>(config: &MoeConfig) -> u64
-where
-    Cpu: MoeDevice<T>,
-{
+fn allocations<T: Scalar, D: MoeDevice<T>>(device: &D, config: &MoeConfig) -> u64 {
     const TOKENS: usize = 96;
-    let device = Cpu::with_threads(2).expect("threads start");
-    let mut layer = MoeLayer::<_, T>::init(&device, config, 0).expect("a layer");
-    let mut runner = Runner::new(&device, config, TOKENS).expect("a runner");
+    let mut layer = MoeLayer::<_, T>::init(device, config, 0).expect("a layer");
+    let mut runner = Runner::new(device, config, TOKENS).expect("a runner");
     let mut saved = runner.saved(config).expect("room");
     let (mut grads, mut adam) =
         (layer.grads().expect("gradients"), AdamW::new(&layer).expect("an optimizer"));
@@ -94,12 +92,20 @@ where
     })
 }
 
+fn allocates_nothing<D: MoeDevice<f32> + MoeDevice<half::bf16>>(device: &D) {
+    for config in configs() {
+        assert_eq!(allocations::<f32, D>(device, &config), 0, "f32, {config:?}");
+        assert_eq!(allocations::<half::bf16, D>(device, &config), 0, "bf16, {config:?}");
+    }
+}
+
 /// One test, so that no other runs beside it and is counted.
 #[test]
 fn a_steady_step_allocates_nothing() {
-    for config in configs() {
-        assert_eq!(allocations::<f32>(&config), 0, "f32, {config:?}");
-        assert_eq!(allocations::<half::bf16>(&config), 0, "bf16, {config:?}");
+    allocates_nothing(&Cpu::with_threads(2).expect("threads start"));
+    let opened = Cuda::new();
+    if let Some(device) = available("a_steady_step_allocates_nothing", "cuda", &opened) {
+        allocates_nothing(device);
     }
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     drop(std::hint::black_box(Box::new(7)));

@@ -42,17 +42,20 @@ template <typename T> static __device__ __forceinline__ void expert_down(const E
     }
 }
 
-// For few rows. A block has LINES columns of one expert that has rows.
+// For few rows. A warp has LINES columns of one expert.
 template <typename T> static __device__ __forceinline__ void expert_down_decode(const ExpertDownParams &p) {
 #if __CUDA_ARCH__ >= 800
     const Sizes &n = p.sizes;
-    uint32_t columns = (n.width + LINES - 1) / LINES, from = blockIdx.x % columns * LINES;
-    Busy busy;
-    if (!busy.find(p.offsets, n.experts, n.rows, blockIdx.x / columns)) return;
-    Rows<T> a = {(const T *)p.a, nullptr, 1, n.rows, n.hidden, busy.first, busy.end};
-    Matrix<T> w2 = {(const T *)p.w2 + (uint64_t)busy.expert * n.width * n.hidden, n.width, n.hidden, from, ONE_PART};
-    decode(a, w2, n.hidden, [&](uint32_t m, const float *sums) {
-        down_row<T>(p, busy.expert, busy.first + m, from, LINES, sums);
+    Work work = {p.offsets, n.experts, n.rows, (n.width + LINES - 1) / LINES, n.hidden};
+    auto a = [&](const Busy &busy) {
+        return Rows<T>{(const T *)p.a, nullptr, 1, n.rows, n.hidden, busy.first, busy.end};
+    };
+    auto w2 = [&](const Busy &busy, uint32_t column) {
+        const T *base = (const T *)p.w2 + (uint64_t)busy.expert * n.width * n.hidden;
+        return Matrix<T>{base, n.width, n.hidden, column * LINES, ONE_PART};
+    };
+    decode<T>(work, a, w2, [&](const Busy &busy, uint32_t column, uint32_t m, const float *sums) {
+        down_row<T>(p, busy.expert, busy.first + m, column * LINES, LINES, sums);
     });
 #endif
 }

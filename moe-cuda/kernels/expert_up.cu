@@ -57,19 +57,22 @@ template <typename T> static __device__ __forceinline__ void expert_up(const Exp
     }
 }
 
-// For few rows. A block has columns of one expert that has rows: both halves of them, if there are two.
+// For few rows. A warp has columns of one expert: both halves of them, if there are two.
 template <typename T> static __device__ __forceinline__ void expert_up_decode(const ExpertUpParams &p) {
 #if __CUDA_ARCH__ >= 800
     const Sizes &n = p.sizes;
-    uint32_t up = p.formula.gated() ? 2 * n.hidden : n.hidden, span = p.formula.gated() ? LINES / 2 : LINES;
-    uint32_t columns = (n.hidden + span - 1) / span, from = blockIdx.x % columns * span;
-    Busy busy;
-    if (!busy.find(p.offsets, n.experts, n.rows, blockIdx.x / columns)) return;
-    Rows<T> x = {(const T *)p.x, p.index, n.fan, n.tokens, n.width, busy.first, busy.end};
-    Matrix<T> w13 = {(const T *)p.w13 + (uint64_t)busy.expert * up * n.width, n.hidden, n.width, from,
-                     p.formula.gated() ? 4u : ONE_PART};
-    decode(x, w13, n.width, [&](uint32_t m, const float *sums) {
-        up_row<T>(p, busy.expert, busy.first + m, from, span, sums);
+    bool gated = p.formula.gated();
+    uint32_t up = gated ? 2 * n.hidden : n.hidden, span = gated ? LINES / 2 : LINES;
+    Work work = {p.offsets, n.experts, n.rows, (n.hidden + span - 1) / span, n.width};
+    auto x = [&](const Busy &busy) {
+        return Rows<T>{(const T *)p.x, p.index, n.fan, n.tokens, n.width, busy.first, busy.end};
+    };
+    auto w13 = [&](const Busy &busy, uint32_t column) {
+        const T *base = (const T *)p.w13 + (uint64_t)busy.expert * up * n.width;
+        return Matrix<T>{base, n.hidden, n.width, column * span, gated ? 4u : ONE_PART};
+    };
+    decode<T>(work, x, w13, [&](const Busy &busy, uint32_t column, uint32_t m, const float *sums) {
+        up_row<T>(p, busy.expert, busy.first + m, column * span, span, sums);
     });
 #endif
 }

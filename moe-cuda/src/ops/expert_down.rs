@@ -2,9 +2,7 @@
 
 use super::Float;
 use super::hopper::{self, HOPPER, Rows, StoreParams};
-use super::products::{
-    DECODE, DECODE_SHARED, LINES, SHARED, Sizes, decode_grid, few, grid, path, row_tiles, tiles,
-};
+use super::products::{DECODE, LINES, SHARED, Sizes, decode_grid, few, grid, path, row_tiles, tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -13,8 +11,7 @@ use crate::stream::Stream;
 use moe_core::ops::{ExpertDims, ExpertDown, ExpertDownArgs};
 use moe_core::{Kernel, Op, Out, Path};
 
-pub(super) static IMAGE: Image =
-    image!("expert_down", ["expert_down": SHARED, "expert_down_decode": DECODE_SHARED]);
+pub(super) static IMAGE: Image = image!("expert_down", ["expert_down": SHARED, "expert_down_decode": 0]);
 
 /// `ExpertDownParams` of `kernels/expert_down.cu`.
 #[repr(C)]
@@ -88,7 +85,7 @@ fn decode<T: Float>(
     if !few::<T>(call.cuda, dims, [params.a, params.w2], dims.rows.max(dims.width), dims.hidden) {
         return Ok(None);
     }
-    let blocks = decode_grid(dims, dims.width.div_ceil(LINES));
+    let blocks = decode_grid(call.cuda, dims, dims.width.div_ceil(LINES));
     call.launch(kernel!(T, "expert_down_decode"), blocks, params)?;
     Ok(Some(DECODE))
 }

@@ -2,9 +2,7 @@
 
 use super::Float;
 use super::hopper::{self, HOPPER, Rows};
-use super::products::{
-    DECODE, DECODE_SHARED, Formula, LINES, SHARED, Sizes, TILE, decode_grid, few, grid, path, row_tiles,
-};
+use super::products::{DECODE, Formula, LINES, SHARED, Sizes, TILE, decode_grid, few, grid, path, row_tiles};
 use crate::call::{Address, Call, Params};
 use crate::device::Cuda;
 use crate::error::CudaError;
@@ -13,8 +11,7 @@ use crate::stream::Stream;
 use moe_core::ops::{ExpertDims, ExpertUp, ExpertUpArgs};
 use moe_core::{Kernel, Op, Out, Path};
 
-pub(super) static IMAGE: Image =
-    image!("expert_up", ["expert_up": SHARED, "expert_up_decode": DECODE_SHARED]);
+pub(super) static IMAGE: Image = image!("expert_up", ["expert_up": SHARED, "expert_up_decode": 0]);
 
 /// `ExpertUpParams` of `kernels/expert_up.cu`.
 #[repr(C)]
@@ -108,7 +105,7 @@ fn decode<T: Float>(
         return Ok(None);
     }
     let span = if dims.activation.gated() { LINES / 2 } else { LINES };
-    let blocks = decode_grid(dims, dims.hidden.div_ceil(span));
+    let blocks = decode_grid(call.cuda, dims, dims.hidden.div_ceil(span));
     call.launch(kernel!(T, "expert_up_decode"), blocks, params)?;
     Ok(Some(DECODE))
 }

@@ -85,9 +85,8 @@ impl Formula {
 /// The way that reads weights once and as fast as memory gives them.
 pub(super) const DECODE: Path = Path("decode 32");
 
-/// `LINES` and `DECODE_SHARED` of `kernels/decode.cuh`.
+/// `LINES` of `kernels/decode.cuh`.
 pub(super) const LINES: usize = 32;
-pub(super) const DECODE_SHARED: u32 = 18432;
 
 /// More rows than these in all, or on average per expert, are faster in tiles.
 const FEW: usize = 512;
@@ -109,9 +108,11 @@ pub(super) fn few<T: Float>(
     cuda.facts().major >= 8 && dims.rows <= rows && aligned && counted
 }
 
-/// A block for every LINES lines of weights, of every expert that can have rows.
-pub(super) fn decode_grid(dims: &ExpertDims, blocks: usize) -> Grid {
-    Grid::new(blocks.saturating_mul(dims.experts.min(dims.rows)), THREADS).shared(DECODE_SHARED)
+/// Warps for `columns` times LINES lines of weights of every expert that can have rows: as many as the shared memory of
+/// Hopper has room for, which go on to further lines.
+pub(super) fn decode_grid(cuda: &Cuda, dims: &ExpertDims, columns: usize) -> Grid {
+    let resident = 5 * cuda.facts().processors as usize;
+    Grid::new(columns.saturating_mul(dims.experts.min(dims.rows)).min(resident), 32)
 }
 
 /// Tiles that cover `len` rows or columns.

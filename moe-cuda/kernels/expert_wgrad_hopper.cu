@@ -130,7 +130,7 @@ struct Places {
     }
 };
 
-// Each element has one writer, so that the hardware's addition keeps the bits.
+// Each element has one writer, so that no order is left open. The hardware's addition makes subnormal sums 0.
 static __device__ __forceinline__ void send(const WgradParams &p, uint32_t box, int x, int y, int z) {
     if (p.accumulate)
         asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.bulk_group [%0, {%2, %3, %4}], [%1];"

@@ -81,7 +81,8 @@ impl Cuda {
     }
 
     pub(crate) fn function(&self, name: &'static str) -> Result<Function, CudaError> {
-        self.0.functions.get(name).copied().ok_or(CudaError::Lacks { name: self.name().into(), what: name })
+        let missing = || CudaError::Lacks { name: self.name().into(), what: name };
+        self.0.functions.get(name).copied().ok_or_else(missing)
     }
 }
 

@@ -2,6 +2,8 @@
 #include "prelude.cuh"
 
 #define THREADS 256
+// Rows that are read together, before the first of them is added.
+#define TOGETHER 8u
 
 struct CombineParams {
     const void *y;
@@ -13,22 +15,32 @@ struct CombineParams {
     uint32_t top_k, width, rows;
 };
 
-// `N` elements at a time: 16 bytes where all addresses and the width allow it, else one.
+// `N` elements at a time: 16 bytes where all addresses and the width allow it, else one. The blocks in y share a token's row.
 template <typename T, int N>
 static __device__ void combine_row(const CombineParams &p, uint32_t token) {
     struct alignas(N * sizeof(T)) Pack { T v[N]; };
     uint32_t packs = p.width / N;
     const uint32_t *rows = p.row_of_slot + (uint64_t)token * p.top_k;
-    for (uint32_t at = threadIdx.x; at < packs; at += THREADS) {
+    for (uint32_t at = blockIdx.y * blockDim.x + threadIdx.x; at < packs; at += gridDim.y * blockDim.x) {
         float sum[N];
         for (int i = 0; i < N; i++) sum[i] = 0.0f;
-#pragma unroll 4
-        for (uint32_t k = 0; k < p.top_k; k++) {
-            uint32_t row = rows[k];
-            if (row >= p.rows) continue;
-            float weight = p.weights ? p.weights[(uint64_t)token * p.top_k + k] : 1.0f;
-            Pack y = ((const Pack *)p.y)[(uint64_t)row * packs + at];
-            for (int i = 0; i < N; i++) sum[i] = fused(weight, widen(y.v[i]), sum[i]);
+        for (uint32_t first = 0; first < p.top_k; first += TOGETHER) {
+            uint32_t row[TOGETHER];
+            float weight[TOGETHER];
+            Pack y[TOGETHER];
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; j++) {
+                uint32_t k = first + j;
+                row[j] = k < p.top_k ? rows[k] : NO_ROW;
+                if (row[j] >= p.rows) continue;
+                weight[j] = p.weights ? p.weights[(uint64_t)token * p.top_k + k] : 1.0f;
+                y[j] = ((const Pack *)p.y)[(uint64_t)row[j] * packs + at];
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; j++) {
+                if (row[j] >= p.rows) continue;
+                for (int i = 0; i < N; i++) sum[i] = fused(weight[j], widen(y[j].v[i]), sum[i]);
+            }
         }
         for (int b = 0; b < 3; b++) {
             if (!p.base[b]) continue;
@@ -50,4 +62,5 @@ static __device__ __forceinline__ void combine(const CombineParams &p) {
     else combine_row<T, 1>(p, blockIdx.x);
 }
 
-KERNELS(combine, CombineParams, THREADS)
+// Without the number of blocks the compiler would rather spill than use registers that are free.
+KERNELS(combine, CombineParams, THREADS, 2)

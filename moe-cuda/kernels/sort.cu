@@ -56,15 +56,16 @@ KERNEL(sort_count, SortParams, THREADS) {
     }
 }
 
-// Offsets from the counts, by one block.
-static __device__ __forceinline__ void write_offsets(const SortParams &p) {
+// Offsets from the counts, by one block. `known` is null, or the counts in shared memory, which become the offsets there.
+static __device__ __forceinline__ void write_offsets(const SortParams &p, uint32_t *known) {
     __shared__ uint32_t sums[WARPS];
     uint32_t row = 0, start = 0;
     for (uint32_t first = 0; first < p.experts; first += THREADS) {
         uint32_t e = first + threadIdx.x, total;
-        uint32_t count = e < p.experts ? __ldcg(p.counts + e) : 0;
+        uint32_t count = e >= p.experts ? 0 : known ? known[e] : __ldcg(p.counts + e);
         uint32_t before = scan_in_block<WARPS>(min(count, p.capacity), sums, total);
         if (e < p.experts) p.offsets[e] = row + before;
+        if (e < p.experts && known) known[e] = row + before;
         row += total;
         if (p.starts) {
             before = scan_in_block<WARPS>(count, sums, total);
@@ -103,7 +104,7 @@ KERNEL(sort_sum, SortParams, THREADS) {
     __syncthreads();
     if (!last) return;
     __threadfence();
-    write_offsets(p);
+    write_offsets(p, nullptr);
 }
 
 // Slots of a range per warp and expert, into `table` (warps, experts) in shared memory.
@@ -120,17 +121,21 @@ static __device__ __forceinline__ void count_by_warp(const SortParams &p, uint32
 
 // Turns the warps' counts of expert `e` into the number of slots before each warp's; returns that behind the last.
 static __device__ __forceinline__ uint32_t sum_over_warps(const SortParams &p, uint32_t *table, uint32_t e, uint32_t before) {
-    for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) {
-        uint32_t *counter = &table[warp * p.experts + e], count = *counter;
-        *counter = before;
-        before += count;
+    uint32_t warps = blockDim.x / 32, counts[WARPS];
+    // All are read before any is written, so that the reads do not wait for each other.
+#pragma unroll
+    for (uint32_t warp = 0; warp < WARPS; warp++) counts[warp] = warp < warps ? table[warp * p.experts + e] : 0;
+#pragma unroll
+    for (uint32_t warp = 0; warp < WARPS; warp++) {
+        if (warp < warps) table[warp * p.experts + e] = before;
+        before += counts[warp];
     }
     return before;
 }
 
 // Places the slots of one warp in their order. `next` counts the slots per expert that stand before.
-static __device__ __forceinline__ void place(const SortParams &p, Range own, uint32_t *next, uint64_t stride) {
-    const uint32_t *starts = p.starts ? p.starts : p.offsets;
+static __device__ __forceinline__ void place(const SortParams &p, Range own, const uint32_t *starts, uint32_t *next,
+                                             uint64_t stride) {
     uint32_t *list = p.starts ? p.list : p.slot_of_row, capacity = p.starts ? ~0u : p.capacity;
     uint32_t lane = threadIdx.x % 32;
     for (uint64_t first = own.first; first < own.last; first += 32) {
@@ -155,7 +160,8 @@ static __device__ __forceinline__ void place(const SortParams &p, Range own, uin
 KERNEL(sort_place, SortParams, THREADS) {
     extern __shared__ uint32_t shared[];
     Range range = range_of_block(p);
-    if (!p.in_shared) return place(p, range, p.table + blockIdx.x, p.blocks);
+    const uint32_t *starts = p.starts ? p.starts : p.offsets;
+    if (!p.in_shared) return place(p, range, starts, p.table + blockIdx.x, p.blocks);
     uint32_t warp = threadIdx.x / 32;
     Range own = part_of(range, warp, blockDim.x / 32);
     count_by_warp(p, shared, own);
@@ -163,19 +169,22 @@ KERNEL(sort_place, SortParams, THREADS) {
         sum_over_warps(p, shared, e, p.table[(uint64_t)e * p.blocks + blockIdx.x]);
     }
     __syncthreads();
-    place(p, own, shared + warp * p.experts, 1);
+    place(p, own, starts, shared + warp * p.experts, 1);
 }
 
+// Its shared memory has a row of counters per warp, and one for the sums.
 KERNEL(sort_one, SortParams, THREADS) {
     extern __shared__ uint32_t shared[];
-    uint32_t warp = threadIdx.x / 32;
+    uint32_t warp = threadIdx.x / 32, *sums = shared + WARPS * p.experts;
     Range own = part_of({0, p.slots}, warp, WARPS);
     count_by_warp(p, shared, own);
-    for (uint32_t e = threadIdx.x; e < p.experts; e += THREADS) p.counts[e] = sum_over_warps(p, shared, e, 0);
+    for (uint32_t e = threadIdx.x; e < p.experts; e += THREADS) {
+        p.counts[e] = sums[e] = sum_over_warps(p, shared, e, 0);
+    }
     __syncthreads();
-    write_offsets(p);
+    write_offsets(p, sums);
     __syncthreads();
-    place(p, own, shared + warp * p.experts, 1);
+    place(p, own, sums, shared + warp * p.experts, 1);
 }
 
 // Grows with the weight; both zeros are equal, NaN is lightest.

@@ -1,4 +1,4 @@
-//! Combine: a block per token, a thread per 16 bytes of the row.
+//! Combine: a thread per 16 bytes of a token's row, in one block, or in several if there are few tokens.
 
 use super::Float;
 use crate::call::{Address, Call, Grid, Params};
@@ -56,9 +56,17 @@ impl<T: Float> Kernel<Combine<T>> for Cuda {
             width: dims.width as u32,
             rows: dims.rows as u32,
         };
-        call.launch(kernel!(T, "combine"), Grid::new(dims.tokens, THREADS), &params)?;
+        let blocks = blocks_of_token(dims, self.facts().processors as usize);
+        let grid = Grid::of([dims.tokens, blocks, 1], THREADS / blocks as u32);
+        call.launch(kernel!(T, "combine"), grid, &params)?;
         Ok(Path("general"))
     }
 }
 
 const THREADS: u32 = 256;
+
+/// As many as keep all multiprocessors busy, of one warp at least.
+fn blocks_of_token(dims: &CombineDims, processors: usize) -> usize {
+    let most = THREADS as usize / 32;
+    (1..=most).rev().find(|blocks| most % blocks == 0 && blocks * dims.tokens <= processors).unwrap_or(1)
+}

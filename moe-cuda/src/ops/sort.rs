@@ -100,7 +100,7 @@ impl<T: Float> Kernel<Sort<T>> for Cuda {
         };
         let counters = |per_expert: usize| (per_expert * dims.experts * size_of::<u32>()) as u32;
         if !weighed && dims.slots <= FEW && dims.experts <= SHARED / WARPS {
-            call.launch("sort_one", Grid::new(1, THREADS).shared(counters(WARPS)), &params)?;
+            call.launch("sort_one", Grid::new(1, THREADS).shared(counters(WARPS + 1)), &params)?;
             return Ok(Path("one block"));
         }
         // 0: each range is one warp's, and its counters are those of the table.

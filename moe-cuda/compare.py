@@ -261,7 +261,7 @@ class Moe:
     def __init__(self, bench, seconds):
         self.bench = bench.resolve()
         self.decode, self.seconds = self.bench.with_name("decode"), seconds
-        text = subprocess.run([str(bench), "--help"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([str(self.bench), "--help"], capture_output=True, text=True, check=True).stdout
         # Without the option the gate is exact.
         self.gates = {MOE: ["--gate", "native"], EXACT: ["--gate", "exact"]} if "--gate" in text else {EXACT: []}
         self.base = None

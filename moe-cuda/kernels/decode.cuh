@@ -2,6 +2,7 @@
 // expert's weights, then others; it reads them once, through a ring in shared memory that is filled for the next lines while
 // these are multiplied. The host sees to it that lines begin at multiples of sixteen bytes.
 #pragma once
+#include "ahead.cuh"
 #include "mma.cuh"
 
 #define LINES 32u
@@ -85,10 +86,15 @@ template <typename T, class Left, class Right> struct Feed {
         if (more) begin();
     }
 
-    // In place of lines that do not exist stands another, for whose sums nobody asks.
+    // In place of lines that do not exist stands another, for whose sums nobody asks. The lines set off before the rows are
+    // known.
     __device__ __forceinline__ void begin() {
         Matrix<T> w = right(busy, item % work.columns);
         Rows<T> x = left(busy);
+        uint32_t own = w.fetch(lane_id()), slots[TOKENS / 8];
+#pragma unroll
+        for (uint32_t n = 0; n < TOKENS / 8; n++) slots[n] = x.fetch(from + n * 8 + lane_id() / 4);
+        if (own != NO_ROW) fetch_ahead(w.line(own), min(w.width, RING * Chunk<T>::DEPTH) * (uint32_t)sizeof(T));
         lines = (const uint4 *)w.base;
         tokens = (const uint4 *)x.base;
 #pragma unroll
@@ -98,7 +104,7 @@ template <typename T, class Left, class Right> struct Feed {
         }
 #pragma unroll
         for (uint32_t n = 0; n < TOKENS / 8; n++) {
-            const T *row = x.line(x.fetch(from + n * 8 + lane_id() / 4));
+            const T *row = x.line(slots[n]);
             token_start[n] = row ? (uint32_t)((const uint4 *)row - tokens) + lane_id() % 4 : NO_ROW;
         }
     }

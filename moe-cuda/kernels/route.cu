@@ -103,11 +103,12 @@ static __device__ __forceinline__ void insert(uint32_t key, uint32_t (&best)[2])
     best[0] = max(best[0], key);
 }
 
-// Checks and writes the ids of slots k0..k0+32, one in each lane, and returns them.
+// Checks and writes the ids of slots k0..k0+32, one in each lane, and returns them. What was chosen by its score has one.
 static __device__ __forceinline__ uint32_t
 settle(const RouteParams &p, const Powers &powers, uint32_t token, uint32_t k, uint32_t id) {
     if (k >= p.top_k) return p.experts;
-    bool known = id < p.experts && !isnan(score(p.score, powers, p.logits[(uint64_t)token * p.experts + id]));
+    bool given = p.forced_ids || p.round_robin, known = id < p.experts;
+    if (given && known) known = !isnan(score(p.score, powers, p.logits[(uint64_t)token * p.experts + id]));
     if (!known) id = p.experts;
     p.ids[(uint64_t)token * p.top_k + k] = id;
     return id;
@@ -141,14 +142,15 @@ weigh(const RouteParams &p, const Powers &powers, uint32_t token, uint32_t lane,
         float weight = chosen(expert);
         return over_chosen && expert < p.experts ? fixed_exp(weight - largest) : weight;
     };
+    float own = raw(lane);
     if (over_chosen || p.normalize) {
         for (uint32_t k = 0; k < p.top_k; k += 32) {
-            float weight = raw(k + lane);
+            float weight = k == 0 ? own : raw(k + lane);
             for (uint32_t i = 0; i < min(p.top_k - k, 32u); i++) sum += __shfl_sync(ALL_LANES, weight, i);
         }
     }
     for (uint32_t k = lane; k < p.top_k; k += 32) {
-        float weight = raw(k);
+        float weight = k < 32 ? own : raw(k);
         if (over_chosen) weight = id(k) < p.experts ? weight / sum : weight;
         else if (p.normalize) weight = weight / (sum + 1e-20f);
         p.weights[slots + k] = weight * p.scale;

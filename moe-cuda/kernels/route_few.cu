@@ -1,6 +1,7 @@
 // Route's logits for few tokens, on sm_80 and later: nearly all of the time is that of one chain of fused steps, so that each
 // warp is a block, which has a multiprocessor to itself. A lane has the chains of one expert with TOKENS tokens. The bits are
 // those of the tiles in route.cu. The host sees to it that lines begin at multiples of sixteen bytes.
+#include "ahead.cuh"
 #include "mma.cuh"
 
 // `NativeParams` of ops/route/native.rs.
@@ -135,6 +136,9 @@ template <typename T, uint32_t TOKENS> static __device__ __forceinline__ void fe
     uint32_t token = blockIdx.x / across * TOKENS, expert = blockIdx.x % across * LANES, own = expert + threadIdx.x;
     if (blockIdx.x == 0 && threadIdx.x == 0) *p.non_finite = 0;
     if (token >= p.tokens) return;
+    if (token == 0 && own < p.experts && p.width > 0) {
+        fetch_ahead((const T *)p.gate + (uint64_t)own * p.width, min(p.width, 1u << 16) * (uint32_t)sizeof(T));
+    }
     Few<T, TOKENS> chains(p, shared, token, expert);
     chains.multiply();
     if (own >= p.experts) return;

@@ -71,3 +71,18 @@ pub(super) fn fits<T: Float>(cuda: &Cuda, dims: &RouteDims, params: &NativeParam
     let counted = dims.experts.max(dims.tokens).saturating_mul(bytes / 16) < u32::MAX as usize;
     cuda.facts().major >= 8 && dims.rule.jitter.is_none() && aligned && counted
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moe_core::ops::RouteRule;
+
+    #[test]
+    fn more_tokens_share_a_warp() {
+        let tokens_of_warp = |tokens| {
+            let dims = RouteDims { tokens, width: 2048, experts: 128, top_k: 8, rule: RouteRule::default() };
+            Few::of(&dims, 132).tokens
+        };
+        assert_eq!([1, 8, 64, 256].map(tokens_of_warp), [1, 1, 2, 4]);
+    }
+}

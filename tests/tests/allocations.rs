@@ -3,8 +3,8 @@
 use moe_core::ndarray::Array2;
 use moe_core::ops::{Jitter, MoeDevice, RouteRule, ScoreFunction};
 use moe_core::{
-    AdamW, Balance, BalanceLoss, Batch, Capacity, DropPolicy, MemoryPolicy, MoeConfig, MoeLayer,
-    Runner, Scalar, SharedExperts, Sizes,
+    AdamW, Balance, BalanceLoss, Batch, Capacity, DropPolicy, MemoryPolicy, MoeConfig, MoeLayer, Runner,
+    Scalar, SharedExperts, Sizes,
 };
 use moe_cpu::Cpu;
 use moe_cuda::Cuda;

@@ -68,5 +68,8 @@ const THREADS: u32 = 256;
 /// As many as keep all multiprocessors busy, of one warp at least.
 fn blocks_of_token(dims: &CombineDims, processors: usize) -> usize {
     let most = THREADS as usize / 32;
-    (1..=most).rev().find(|blocks| most.is_multiple_of(*blocks) && blocks * dims.tokens <= processors).unwrap_or(1)
+    (1..=most)
+        .rev()
+        .find(|blocks| most.is_multiple_of(*blocks) && blocks * dims.tokens <= processors)
+        .unwrap_or(1)
 }

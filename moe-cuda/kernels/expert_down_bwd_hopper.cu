@@ -60,6 +60,8 @@ template <typename T> static __device__ __forceinline__ void expert_down_bwd(con
                 uint32_t from = at * 128 + ((chunk ^ (at & 7)) << 4);
                 float4 x = patch.get4(line + i % 2 * 4, chunk * 8), y = patch.get4(line + i % 2 * 4, chunk * 8 + 4);
                 uint4 hg = load_shared(ring.a(place.stage) + from), hu = load_shared(ring.b(place.stage) + from);
+                // Beyond the gate half lies the up half, which its own block may be changing.
+                if (column >= columns) hg = hu = make_uint4(0, 0, 0, 0);
                 uint32_t g[4] = {hg.x, hg.y, hg.z, hg.w}, u[4] = {hu.x, hu.y, hu.z, hu.w}, v[4];
                 work<T>(g, u, v, {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w}, scale[i], part[i]);
                 if (row >= tile.end || column >= columns) continue;

@@ -90,12 +90,12 @@ static __device__ __forceinline__ void clear_tail(uint32_t b, uint32_t valid) {
     consumers_sync();
 }
 
-
 // Sums on their way to memory by the copy engine: of each warpgroup 64 rows of 32 columns, twice. They lie as boxes of lines of
 // 128 bytes in the 128-byte swizzle: one box of 64 rows, or turned, two boxes of 32 columns of 32 rows each.
 #define BOX 8192u
 #define BOXES (STAGES * (Stages::A + Stages::B) + 1024)
 #define SHARED_BYTES (1024 + BOXES + 4 * BOX)
+static_assert(SHARED_BYTES <= 231424, "SHARED_WGRAD in ops/hopper.rs");
 
 // Where a thread's sums go in a box, computed once: four places, the others lie at fixed distances from them.
 struct Places {

@@ -25,6 +25,7 @@ static __device__ __forceinline__ uint32_t slot_of(const RowsParams &p, uint32_t
 // 64 columns of `more`, gate half and up half, for the epilogue.
 template <typename T, int WIDTH, int STAGES, bool GATHER, bool ACROSS, bool HALVES, bool MORE = false> struct Rows {
     typedef Ring<WIDTH, STAGES> Ring;
+    static_assert(Ring::BYTES <= 220288, "SHARED in ops/hopper.rs");
 
     static __device__ Tiles tiles(const RowsParams &p, const Ring &ring) {
         return {ring.first, p.offsets, p.experts, p.rows, p.tiles, HALVES ? WIDTH / 2 : WIDTH};

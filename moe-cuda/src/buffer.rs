@@ -56,7 +56,7 @@ pub(crate) struct Block {
     /// on which it is freed
     home: Mutex<Stream>,
     uses: Uses,
-    _pool: Arc<Pool>,
+    pool: Arc<Pool>,
 }
 
 impl Block {
@@ -89,11 +89,13 @@ pub struct Buffer<T> {
 
 impl<T: Elem> Buffer<T> {
     pub(crate) fn zeroed(pool: &Arc<Pool>, stream: &Stream, len: usize) -> Result<Self, CudaError> {
-        stream.outside_capture("an allocation")?;
+        if !pool.context.is(&stream.0.context) {
+            return Err(CudaError::OtherDevice { op: OpId("alloc"), what: "stream" });
+        }
+        let work = stream.work_outside_capture("an allocation")?;
         let full = || CudaError::Memory { len, dtype: T::DTYPE };
         // An empty buffer has an address too: null stands for an argument that is absent.
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(full)?.max(16);
-        pool.context.bind()?;
         let mut pointer = 0;
         // SAFETY: a context is current, the pointer is valid.
         let code = unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer, bytes, pool.raw, stream.0.raw) };
@@ -102,8 +104,8 @@ impl<T: Elem> Buffer<T> {
         }
         check("cuMemAllocFromPoolAsync", code)?;
         let block =
-            Block { pointer, home: Mutex::new(stream.clone()), uses: Uses::default(), _pool: pool.clone() };
-        let fresh = block.used(&stream.work()?, true);
+            Block { pointer, home: Mutex::new(stream.clone()), uses: Uses::default(), pool: pool.clone() };
+        let fresh = block.used(&work, true);
         debug_assert!(fresh, "nobody else knows the block");
         // SAFETY: `bytes` were allocated at `pointer`, in order before this.
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, stream.0.raw) })?;
@@ -118,6 +120,9 @@ impl<T: Elem> Buffer<T> {
         what: &'static str,
         written: bool,
     ) -> Result<(), CudaError> {
+        if !self.block.pool.context.is(&work.stream.0.context) {
+            return Err(CudaError::OtherDevice { op, what });
+        }
         if !self.block.used(work, written) {
             return Err(CudaError::Stream { op, what });
         }

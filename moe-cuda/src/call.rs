@@ -55,7 +55,17 @@ pub(crate) struct Call<'a, O> {
 }
 
 impl<'a, O: Op> Call<'a, O> {
-    pub(crate) fn new(cuda: &'a Cuda, stream: &'a Stream) -> Result<Self, CudaError> {
+    /// Checks the arguments, since anyone may call a kernel's `launch`.
+    pub(crate) fn new(
+        cuda: &'a Cuda,
+        stream: &'a Stream,
+        dims: &O::Dims,
+        args: &O::Args<'_, Cuda>,
+    ) -> Result<Self, CudaError> {
+        O::check::<Cuda>(dims, args)?;
+        if !cuda.context().is(&stream.0.context) {
+            return Err(CudaError::OtherDevice { op: O::ID, what: "stream" });
+        }
         Ok(Self { cuda, work: stream.work()?, op: PhantomData })
     }
 

@@ -118,9 +118,8 @@ impl Device for Cuda {
         target: Out<'_, Self, T>,
     ) -> Result<(), CudaError> {
         expect(OpId("upload"), "source", &[target.len()], source.len())?;
-        stream.outside_capture("an upload")?;
         let (buffer, range) = target.parts();
-        let work = stream.work()?;
+        let work = stream.work_outside_capture("an upload")?;
         buffer.used(&work, OpId("upload"), "target", true)?;
         if source.is_empty() {
             return Ok(());
@@ -134,9 +133,8 @@ impl Device for Cuda {
         unsafe {
             let code = sys::cuMemcpyHtoDAsync_v2(to, from.cast(), size_of_val(source), stream.0.raw);
             check("cuMemcpyHtoDAsync", code)?;
-            drop(work);
             let pinned = sys::cuPointerGetAttribute((&raw mut kind).cast(), key, from as u64);
-            if check("cuPointerGetAttribute", pinned).is_ok() { stream.sync() } else { Ok(()) }
+            if check("cuPointerGetAttribute", pinned).is_ok() { work.finish() } else { Ok(()) }
         }
     }
 
@@ -147,9 +145,8 @@ impl Device for Cuda {
         target: &mut [T],
     ) -> Result<(), CudaError> {
         expect(OpId("download"), "target", &[source.len()], target.len())?;
-        stream.outside_capture("a download")?;
         let (buffer, range) = source.parts();
-        let work = stream.work()?;
+        let work = stream.work_outside_capture("a download")?;
         buffer.used(&work, OpId("download"), "source", false)?;
         let from = buffer.address(range.start);
         let (to, bytes) = (target.as_mut_ptr(), size_of_val(target));
@@ -158,8 +155,7 @@ impl Device for Cuda {
             let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0.raw) };
             check("cuMemcpyDtoHAsync", code)?;
         }
-        drop(work);
-        stream.sync()
+        work.finish()
     }
 
     fn copy<T: Elem>(

@@ -91,7 +91,10 @@ pub(crate) fn start() -> Result<(), CudaError> {
     let mut found = 0;
     // SAFETY: the functions exist, the pointer is valid.
     unsafe {
-        check("cuInit", sys::cuInit(0))?;
+        match sys::cuInit(0) {
+            CUresult::CUDA_ERROR_NO_DEVICE => return Err(CudaError::NoDevice { asked: 0, found: 0 }),
+            code => check("cuInit", code)?,
+        }
         check("cuDriverGetVersion", sys::cuDriverGetVersion(&mut found))?;
     }
     if found < VERSION {
@@ -103,7 +106,10 @@ pub(crate) fn start() -> Result<(), CudaError> {
 
 /// Number of devices.
 pub(crate) fn count() -> Result<usize, CudaError> {
-    start()?;
+    match start() {
+        Err(CudaError::NoDevice { .. }) => return Ok(0),
+        started => started?,
+    }
     let mut count = 0;
     // SAFETY: the driver is started, the pointer is valid.
     match unsafe { sys::cuDeviceGetCount(&mut count) } {
@@ -179,6 +185,11 @@ impl Context {
 
     pub(crate) fn device(&self) -> CUdevice {
         self.device
+    }
+
+    /// Whether both are of one GPU.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.raw == other.raw
     }
 
     /// Makes the context current to this thread.

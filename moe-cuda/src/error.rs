@@ -72,8 +72,18 @@ pub enum CudaError {
         what: &'static str,
     },
     /// A graph is being captured, and this cannot be part of it.
-    #[error("{0} cannot be captured in a graph: run the same step once before the capture")]
+    #[error(
+        "{0} cannot be part of a graph that is being captured; do it before or after (a step that has run once uploads nothing more)"
+    )]
     Capture(&'static str),
+    /// A stream or buffer of one GPU was used on another.
+    #[error("{op}: `{what}` is on another GPU; bring its values there by way of the host")]
+    OtherDevice {
+        /// the op
+        op: OpId,
+        /// the argument
+        what: &'static str,
+    },
     /// The driver refused a call.
     #[error("{call} failed: {code:?}")]
     Call {
@@ -82,8 +92,8 @@ pub enum CudaError {
         /// the driver's answer
         code: CUresult,
     },
-    /// The GPU failed while it worked. The process has to open the device anew.
-    #[error("the GPU failed in earlier work, seen at {call}: {code:?}")]
+    /// The GPU failed while it worked. Nothing on it can be used any more: restart the process.
+    #[error("the GPU failed in earlier work, seen at {call}: {code:?}; restart the process")]
     Fault {
         /// the function that told
         call: &'static str,
@@ -100,11 +110,19 @@ impl BackendError for CudaError {
             | Self::OldDriver { .. }
             | Self::NoDevice { .. }
             | Self::OldDevice { .. } => ErrorKind::Unavailable,
-            Self::Memory { .. } => ErrorKind::OutOfMemory,
+            Self::Memory { .. } | Self::Call { code: CUresult::CUDA_ERROR_OUT_OF_MEMORY, .. } => {
+                ErrorKind::OutOfMemory
+            }
             Self::Shape(_) => ErrorKind::Shape,
-            Self::Stream { .. } => ErrorKind::Stream,
+            Self::Stream { .. } | Self::OtherDevice { .. } => ErrorKind::Stream,
             Self::Lacks { .. } | Self::Capture(_) => ErrorKind::Unsupported,
             Self::Call { .. } | Self::Fault { .. } => ErrorKind::Fault,
         }
+    }
+}
+
+impl From<CudaError> for moe_core::Error<CudaError> {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error)
     }
 }

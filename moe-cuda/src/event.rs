@@ -21,6 +21,7 @@ unsafe impl Send for Event {}
 impl Event {
     pub(crate) fn record(stream: &Stream) -> Result<Self, CudaError> {
         let context = stream.0.context.clone();
+        stream.outside_capture("an event")?;
         context.bind()?;
         let mut raw = null_mut();
         let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
@@ -35,6 +36,7 @@ impl Event {
 
     /// Work put on `stream` from now on waits for the mark.
     pub(crate) fn hold(&self, stream: &Stream) -> Result<(), CudaError> {
+        stream.outside_capture("an event")?;
         stream.0.context.bind()?;
         // SAFETY: event and stream live.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.0.raw, self.raw, 0) })?;

@@ -43,8 +43,7 @@ impl Graph {
     /// # Errors
     /// [`CudaError::Stream`] if another stream may still be using one of its buffers; the driver's.
     pub fn replay(&mut self) -> Result<(), CudaError> {
-        self.stream.outside_capture("a graph")?;
-        let work = self.stream.work()?;
+        let work = self.stream.work_outside_capture("a graph")?;
         if !self.parts.iter().all(|part| part.block.used(&work, part.written)) {
             return Err(CudaError::Stream { op: OpId("graph"), what: "a buffer" });
         }

@@ -3,7 +3,10 @@
 //! The GPU runs two streams side by side unless an event orders them, or the host has waited for one of them. Work on a buffer
 //! that another stream may still be using is refused when it is put on its stream, the same every time: it would be a race.
 
+use crate::driver::check;
+use crate::error::CudaError;
 use crate::stream::{Queue, Stream};
+use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,9 +34,14 @@ struct Moment {
 }
 
 impl Moment {
+    /// Whether the host has seen it done.
+    fn is_done(&self) -> bool {
+        self.at <= self.queue.clock.done.load(Ordering::Acquire)
+    }
+
     fn is_before(&self, stream: &Stream) -> bool {
         let own = Arc::ptr_eq(&self.queue, &stream.0);
-        own || self.at <= self.queue.clock.done.load(Ordering::Acquire)
+        own || self.is_done()
             || locked(&stream.0.clock.past).get(&self.queue.id).is_some_and(|at| self.at <= *at)
     }
 }
@@ -53,12 +61,25 @@ impl<'a> Work<'a> {
         Self { stream, at, _turn: turn }
     }
 
+    /// Waits until this work is done, before any other is put on the stream.
+    pub(crate) fn finish(self) -> Result<(), CudaError> {
+        // SAFETY: the stream lives as long as the borrow.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream.0.raw) })?;
+        self.stream.0.clock.seen(self.at);
+        Ok(())
+    }
+
     fn moment(&self) -> Moment {
         Moment { queue: self.stream.0.clone(), at: self.at }
     }
 }
 
 impl Clock {
+    /// Keeps others from putting work on the stream.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        locked(&self.turn)
+    }
+
     /// All work so far, which is on the stream when this returns.
     pub(crate) fn now(&self) -> u64 {
         let _turn = locked(&self.turn);
@@ -108,7 +129,11 @@ impl Uses {
         }
         match last.reads.iter_mut().find(|read| Arc::ptr_eq(&read.queue, &work.stream.0)) {
             Some(read) => read.at = work.at,
-            None => last.reads.push(work.moment()),
+            None => {
+                // Reads that are known to be done order nothing, and would keep their streams.
+                last.reads.retain(|read| !read.is_done());
+                last.reads.push(work.moment());
+            }
         }
         true
     }

@@ -12,6 +12,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 
 /// An ordered queue of work on one GPU. Clones are the same queue.
 #[derive(Clone)]
@@ -33,9 +34,15 @@ unsafe impl Sync for Queue {}
 #[derive(Default)]
 struct State {
     /// what the capture in progress uses
-    capture: Option<Vec<Part>>,
+    capture: Option<Recording>,
     /// memory that was dropped while a capture was in progress
     dropped: Vec<u64>,
+}
+
+/// A capture in progress: who makes it, and what it uses.
+struct Recording {
+    thread: ThreadId,
+    parts: Vec<Part>,
 }
 
 impl Stream {
@@ -56,11 +63,13 @@ impl Stream {
         })))
     }
 
-    /// Records the work that `step` puts on this stream, instead of running it. The graph keeps the buffers of that work
-    /// alive. Run the step once before: what is only uploaded when it changes cannot be uploaded in a capture.
+    /// Records the work that `step` puts on this stream, instead of running it; work on other streams runs at once. The graph keeps
+    /// the recorded work's buffers alive. Run the step once before: what is only uploaded when it changes cannot be uploaded in a
+    /// capture. What the step does on the host, such as counting paths, happens now and not at a replay.
     ///
     /// # Errors
-    /// The step's own error; [`CudaError::Capture`] if it allocates, uploads, downloads or waits, or if a capture is in progress.
+    /// The step's own error; [`CudaError::Capture`] if it allocates, uploads, downloads, waits or uses events, or if a capture is in
+    /// progress. Until the capture ends, other threads get the same error for work on this stream.
     pub fn capture<E: From<CudaError>>(&self, step: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         self.begin()?;
         let capture = Capture(self);
@@ -72,6 +81,8 @@ impl Stream {
 
     fn begin(&self) -> Result<(), CudaError> {
         self.0.context.bind()?;
+        // Nobody is putting work on the stream meanwhile.
+        let _turn = self.0.clock.turn();
         let mut state = self.0.state();
         if state.capture.is_some() {
             return Err(CudaError::Capture("a capture inside a capture"));
@@ -79,22 +90,23 @@ impl Stream {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.0.raw, mode) })?;
-        state.capture = Some(Vec::new());
+        state.capture = Some(Recording { thread: thread::current().id(), parts: Vec::new() });
         Ok(())
     }
 
     fn end(&self) -> Result<Graph, CudaError> {
+        let turn = self.0.clock.turn();
         let mut state = self.0.state();
-        let parts = state.capture.take().unwrap_or_default();
-        let dropped = std::mem::take(&mut state.dropped);
-        drop(state);
         let mut raw = null_mut();
         // SAFETY: the stream lives as long as `self`, the pointer is valid.
         let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.0.raw, &mut raw) });
-        for pointer in dropped {
+        let parts = state.capture.take().map(|recording| recording.parts).unwrap_or_default();
+        for pointer in state.dropped.drain(..) {
             // SAFETY: the memory's owner is gone. A failure leaves nothing to do.
             let _ = unsafe { sys::cuMemFreeAsync(pointer, self.0.raw) };
         }
+        // Dropping `parts` after an error takes the state again.
+        drop((state, turn));
         ended?;
         Graph::new(self, raw, parts)
     }
@@ -110,12 +122,25 @@ impl Stream {
     /// Begins to put a piece of work on the stream.
     pub(crate) fn work(&self) -> Result<Work<'_>, CudaError> {
         self.0.context.bind()?;
-        Ok(Work::new(self))
+        let work = Work::new(self);
+        match &self.0.state().capture {
+            Some(recording) if recording.thread != thread::current().id() => {
+                Err(CudaError::Capture("work of another thread"))
+            }
+            _ => Ok(work),
+        }
+    }
+
+    /// As [`work`](Self::work), for what cannot be part of a graph.
+    pub(crate) fn work_outside_capture(&self, what: &'static str) -> Result<Work<'_>, CudaError> {
+        let work = self.work()?;
+        self.outside_capture(what)?;
+        Ok(work)
     }
 
     /// A graph that is being captured keeps `block`.
     pub(crate) fn keeps(&self, block: &Arc<Block>, written: bool) {
-        if let Some(parts) = &mut self.0.state().capture {
+        if let Some(Recording { parts, .. }) = &mut self.0.state().capture {
             match parts.iter_mut().find(|part| Arc::ptr_eq(&part.block, block)) {
                 Some(part) => part.written |= written,
                 None => parts.push(Part { block: block.clone(), written }),
@@ -167,7 +192,6 @@ impl Queue {
             state.dropped.push(pointer);
             return;
         }
-        drop(state);
         // SAFETY: the caller gives up memory that was allocated from the pool. A failure leaves nothing to do.
         let _ = self.context.bind().map(|()| unsafe { sys::cuMemFreeAsync(pointer, self.raw) });
     }

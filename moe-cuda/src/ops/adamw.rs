@@ -39,7 +39,7 @@ impl<T: Float> Kernel<AdamW<T>> for Cuda {
         args: AdamWArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<AdamW<T>>::new(self, stream)?;
+        let call = Call::<AdamW<T>>::new(self, stream, dims, &args)?;
         let params = AdamWParams {
             settings: call.read("settings", args.settings)?,
             grad: call.read("grad", args.grad)?,

@@ -34,7 +34,7 @@ impl<T: Float> Kernel<BiasUpdate<T>> for Cuda {
         args: BiasUpdateArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<BiasUpdate<T>>::new(self, stream)?;
+        let call = Call::<BiasUpdate<T>>::new(self, stream, dims, &args)?;
         let params = BiasUpdateParams {
             counts: call.read("counts", args.counts)?,
             rate: call.read("rate", args.rate)?,

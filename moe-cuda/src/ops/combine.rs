@@ -7,7 +7,7 @@ use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
 use moe_core::ops::{Combine, CombineArgs, CombineDims};
-use moe_core::{Kernel, Out, Path};
+use moe_core::{Kernel, Op, Out, Path, within};
 
 pub(super) static IMAGE: Image = image!("combine", ["combine": 0]);
 
@@ -37,7 +37,11 @@ impl<T: Float> Kernel<Combine<T>> for Cuda {
         args: CombineArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<Combine<T>>::new(self, stream)?;
+        // Kernels count in 32 bits.
+        within(Combine::<T>::ID, "tokens", 0, i32::MAX as usize, dims.tokens)?;
+        within(Combine::<T>::ID, "width", 0, i32::MAX as usize, dims.width)?;
+        within(Combine::<T>::ID, "top_k", 0, i32::MAX as usize, dims.top_k)?;
+        let call = Call::<Combine<T>>::new(self, stream, dims, &args)?;
         let (mut base, mut scale) = ([0; 3], [0; 3]);
         for (at, term) in args.base.into_iter().enumerate() {
             if let Some(term) = term {

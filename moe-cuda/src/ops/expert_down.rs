@@ -38,7 +38,7 @@ impl<T: Float> Kernel<ExpertDown<T>> for Cuda {
         args: ExpertDownArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<ExpertDown<T>>::new(self, stream)?;
+        let call = Call::<ExpertDown<T>>::new(self, stream, dims, &args)?;
         let params = ExpertDownParams {
             a: call.read("a", args.a)?,
             offsets: call.read("offsets", args.offsets)?,

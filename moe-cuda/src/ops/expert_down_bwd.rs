@@ -52,7 +52,7 @@ impl<T: Float> Kernel<ExpertDownBwd<T>> for Cuda {
         args: ExpertDownBwdArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<ExpertDownBwd<T>>::new(self, stream)?;
+        let call = Call::<ExpertDownBwd<T>>::new(self, stream, dims, &args)?;
         let params = ExpertDownBwdParams {
             dout: call.read("dout", args.dout)?,
             index: call.read_some("index", args.index)?,

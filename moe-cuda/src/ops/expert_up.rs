@@ -40,7 +40,7 @@ impl<T: Float> Kernel<ExpertUp<T>> for Cuda {
         args: ExpertUpArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<ExpertUp<T>>::new(self, stream)?;
+        let call = Call::<ExpertUp<T>>::new(self, stream, dims, &args)?;
         let params = ExpertUpParams {
             x: call.read("x", args.x)?,
             index: call.read_some("index", args.index)?,

@@ -39,7 +39,7 @@ impl<T: Float> Kernel<ExpertUpBwd<T>> for Cuda {
         args: ExpertUpBwdArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<ExpertUpBwd<T>>::new(self, stream)?;
+        let call = Call::<ExpertUpBwd<T>>::new(self, stream, dims, &args)?;
         let params = ExpertUpBwdParams {
             dz: call.read("dz", args.dz)?,
             offsets: call.read("offsets", args.offsets)?,

@@ -55,7 +55,7 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cuda {
         let op = ExpertWgrad::<T>::ID;
         within(op, "left", 0, i32::MAX as usize, dims.left)?;
         within(op, "right", 0, i32::MAX as usize, dims.right)?;
-        let call = Call::<ExpertWgrad<T>>::new(self, stream)?;
+        let call = Call::<ExpertWgrad<T>>::new(self, stream, dims, &args)?;
         let params = ExpertWgradParams {
             left: call.read("left", args.left)?,
             right: call.read("right", args.right)?,
@@ -124,7 +124,9 @@ fn hopper<T: Float>(
     let ExpertWgradParams { left, right, index, offsets, dw, rows, experts, accumulate, .. } = *params;
     let fits = hopper::fits::<T>(call.cuda, dims.experts, [dims.left, dims.right], &[left, right, dw]);
     let both = dims.gather_left && dims.gather_right;
-    if !fits || both || params.right_weights != 0 || dims.rows == 0 || dims.tokens == 0 {
+    let lines = if dims.gather_left || dims.gather_right { dims.tokens } else { dims.rows };
+    let counted = hopper::gathers(lines, dims.left.max(dims.right)) && dims.rows <= i32::MAX as usize;
+    if !fits || !counted || both || params.right_weights != 0 || dims.rows == 0 || dims.tokens == 0 {
         return Ok(None);
     }
     let turned = dims.gather_right;

@@ -8,7 +8,7 @@ use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
 use moe_core::ops::{CHUNK, GateBwd, GateBwdArgs, GateBwdDims};
-use moe_core::{DType, Kernel, Out, Path};
+use moe_core::{DType, Kernel, Op, Out, Path, within};
 
 pub(super) static IMAGE: Image = image!(
     "gate_bwd",
@@ -106,7 +106,10 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
         args: GateBwdArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<GateBwd<T>>::new(self, stream)?;
+        // Kernels count in 32 bits.
+        within(GateBwd::<T>::ID, "width", 0, i32::MAX as usize, dims.width)?;
+        within(GateBwd::<T>::ID, "tokens", 0, MOST_ACROSS * CHUNK, dims.tokens)?;
+        let call = Call::<GateBwd<T>>::new(self, stream, dims, &args)?;
         let GateBwdDims { tokens, width, experts, jitter, accumulate } = *dims;
         let mut next = call.scratch(scratch, Kernel::<GateBwd<T>>::scratch(self, dims))?;
         let [total, parts, bias_parts] = layout(dims).map(|bytes| {
@@ -159,3 +162,6 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
         Ok(Path(if split { "split, matrix units" } else { "fused chains" }))
     }
 }
+
+/// Most blocks along a grid's second axis.
+const MOST_ACROSS: usize = 65535;

@@ -41,7 +41,7 @@ impl<T: Float> Kernel<Gather<T>> for Cuda {
         args: GatherArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<Gather<T>>::new(self, stream)?;
+        let call = Call::<Gather<T>>::new(self, stream, dims, &args)?;
         let params = GatherParams {
             source: call.read("source", args.source)?,
             index: call.read("index", args.index)?,

@@ -56,7 +56,16 @@ pub(super) fn fits<T: Float>(cuda: &Cuda, experts: usize, lines: [usize; 2], add
 
 /// As [`fits`], for the products of rows.
 pub(super) fn rows_fit<T: Float>(cuda: &Cuda, dims: &ExpertDims, addresses: &[Address]) -> bool {
-    dims.rows > 0 && dims.tokens > 0 && fits::<T>(cuda, dims.experts, [dims.width, dims.hidden], addresses)
+    let sizes = dims.rows > 0
+        && dims.tokens > 0
+        && gathers(dims.tokens, dims.width)
+        && dims.rows <= i32::MAX as usize;
+    sizes && fits::<T>(cuda, dims.experts, [dims.width, dims.hidden], addresses)
+}
+
+/// Whether every 16 bytes of a gathered operand of so many lines have a number of 32 bits.
+pub(super) fn gathers(lines: usize, width: usize) -> bool {
+    lines.saturating_mul(width / 8) < u32::MAX as usize
 }
 
 /// The activation that the kernels have built in.

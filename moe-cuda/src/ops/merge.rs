@@ -46,7 +46,7 @@ impl Kernel<Merge> for Cuda {
         args: MergeArgs<'_, Self>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<Merge>::new(self, stream)?;
+        let call = Call::<Merge>::new(self, stream, dims, &args)?;
         let pairs = (dims.ranks * dims.experts) as u64;
         let before = call.scratch(scratch, Kernel::<Merge>::scratch(self, dims))?;
         let position = before + pairs * size_of::<u64>() as u64;

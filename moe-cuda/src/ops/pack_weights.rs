@@ -14,11 +14,11 @@ impl<T: Float> Kernel<PackWeights<T>> for Cuda {
     fn launch(
         &self,
         stream: &Stream,
-        _: &PackDims,
+        dims: &PackDims,
         args: PackWeightsArgs<'_, Self, T>,
         _: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<PackWeights<T>>::new(self, stream)?;
+        let call = Call::<PackWeights<T>>::new(self, stream, dims, &args)?;
         let bytes = args.plain.len() * size_of::<T>();
         expect(PackWeights::<T>::ID, "packed", &[bytes], args.packed.len())?;
         let (from, to) = (call.read("plain", args.plain)?, call.write("packed", args.packed)?);

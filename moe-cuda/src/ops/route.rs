@@ -12,7 +12,7 @@ use crate::image::{Image, image};
 use crate::stream::Stream;
 use few::Few;
 use moe_core::ops::{Jitter, Route, RouteArgs, RouteDims, ScoreFunction, Selection};
-use moe_core::{DType, Kernel, Out, Path};
+use moe_core::{DType, Kernel, Op, Out, Path, within};
 use native::NativeParams;
 
 pub(super) use few::IMAGE as FEW_IMAGE;
@@ -177,7 +177,10 @@ impl<T: Float> Kernel<Route<T>> for Cuda {
         args: RouteArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<Route<T>>::new(self, stream)?;
+        // Kernels count in 32 bits.
+        within(Route::<T>::ID, "tokens", 0, i32::MAX as usize, dims.tokens)?;
+        within(Route::<T>::ID, "width", 0, i32::MAX as usize, dims.width)?;
+        let call = Call::<Route<T>>::new(self, stream, dims, &args)?;
         let RouteDims { tokens, width, experts, top_k, rule } = *dims;
         let rows = call.scratch(scratch, Kernel::<Route<T>>::scratch(self, dims))?;
         let params = RouteParams {

@@ -9,7 +9,7 @@ use crate::error::CudaError;
 use crate::image::{Image, image};
 use crate::stream::Stream;
 use moe_core::ops::{RouteBwd, RouteBwdArgs, RouteBwdDims};
-use moe_core::{Kernel, Out, Path};
+use moe_core::{Kernel, Op, Out, Path, within};
 
 pub(super) static IMAGE: Image = image!("route_bwd", [], single: ["route_bwd": SHARED, "route_load": 0]);
 
@@ -82,7 +82,10 @@ impl<T: Float> Kernel<RouteBwd<T>> for Cuda {
         args: RouteBwdArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<RouteBwd<T>>::new(self, stream)?;
+        // Kernels count in 32 bits.
+        within(RouteBwd::<T>::ID, "tokens", 0, i32::MAX as usize, dims.tokens)?;
+        within(RouteBwd::<T>::ID, "sequences", 0, i32::MAX as usize, dims.sequences)?;
+        let call = Call::<RouteBwd<T>>::new(self, stream, dims, &args)?;
         let RouteBwdDims { tokens, experts, top_k, sequences, rule, accumulate } = *dims;
         let scratch = call.scratch(scratch, Kernel::<RouteBwd<T>>::scratch(self, dims))?;
         let in_shared = rows(dims) <= SHARED as usize;

@@ -8,7 +8,7 @@ use crate::error::CudaError;
 use crate::image::{Image, image};
 use crate::stream::Stream;
 use moe_core::ops::{CHUNK, RouteStats, RouteStatsArgs, RouteStatsDims};
-use moe_core::{Kernel, Out, Path};
+use moe_core::{Kernel, Op, Out, Path, within};
 
 pub(super) static IMAGE: Image = image!("route_stats", [], single: [
     "route_stats_tokens": 0, "route_stats_chunks": 0, "route_stats_sum": 0,
@@ -65,7 +65,10 @@ impl<T: Float> Kernel<RouteStats<T>> for Cuda {
         args: RouteStatsArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<RouteStats<T>>::new(self, stream)?;
+        // Kernels count in 32 bits.
+        within(RouteStats::<T>::ID, "tokens", 0, i32::MAX as usize, dims.tokens)?;
+        within(RouteStats::<T>::ID, "sequences", 0, i32::MAX as usize, dims.sequences)?;
+        let call = Call::<RouteStats<T>>::new(self, stream, dims, &args)?;
         let RouteStatsDims { tokens, experts, top_k, sequences, score } = *dims;
         let mut next = call.scratch(scratch, Kernel::<RouteStats<T>>::scratch(self, dims))?;
         let [norms, squares, part_counts, part_sums, part_squares] = layout(dims).map(|words| {

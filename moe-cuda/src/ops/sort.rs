@@ -72,7 +72,7 @@ impl<T: Float> Kernel<Sort<T>> for Cuda {
         args: SortArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<Sort<T>>::new(self, stream)?;
+        let call = Call::<Sort<T>>::new(self, stream, dims, &args)?;
         let capacity = dims.capacity.unwrap_or(dims.slots).min(dims.slots);
         let weighed = args.weights.is_some() && 0 < capacity && capacity < dims.slots;
         let blocks = ranges(dims).min(TABLE / dims.experts).max(1);

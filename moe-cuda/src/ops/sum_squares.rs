@@ -44,7 +44,7 @@ impl<T: Float> Kernel<SumSquares<T>> for Cuda {
         args: SumSquaresArgs<'_, Self, T>,
         scratch: Out<'_, Self, u8>,
     ) -> Result<Path, CudaError> {
-        let call = Call::<SumSquares<T>>::new(self, stream)?;
+        let call = Call::<SumSquares<T>>::new(self, stream, dims, &args)?;
         let parts = dims.len.div_ceil(PART);
         let params = SumSquaresParams {
             values: call.read("values", args.values)?,

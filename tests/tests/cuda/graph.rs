@@ -5,6 +5,7 @@ use half::bf16;
 use moe_core::{BackendError, Device, Error, ErrorKind, MoeConfig, MoeDevice, Scalar, whole_mut};
 use moe_cuda::{Cuda, CudaError, Graph};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
 
 type Failed = Box<dyn std::error::Error>;
 
@@ -91,7 +92,31 @@ fn what_cannot_be_captured_is_an_error_and_spoils_nothing() {
     refused(&mut rig, |rig| rig.runner.download(&rig.y).map(drop));
     refused(&mut rig, |rig| rig.runner.session().sync());
     let stream = rig.runner.session().stream().clone();
-    refused(&mut rig, |_| stream.capture(|| Ok(())).map(drop).map_err(Error::Device));
+    refused(&mut rig, |_| stream.capture(|| Ok(())).map(drop));
+    refused(&mut rig, |_| Ok(device.record(&stream).map(drop)?));
+    let elsewhere = device.stream().expect("a stream");
+    let event = device.record(&elsewhere).expect("an event");
+    refused(&mut rig, |_| Ok(device.wait(&stream, &event)?));
+}
+
+#[test]
+fn other_threads_cannot_slip_work_into_a_capture() {
+    let Some(device) = cuda("other_threads_cannot_slip_work_into_a_capture") else { return };
+    let mut rig = Rig::<f32>::new(device, &plain());
+    let want = rig.step();
+    let stream = rig.runner.session().stream().clone();
+    let mut buffer = device.alloc::<u32>(&stream, 3).expect("memory");
+    let graph = stream.capture(|| {
+        let copied = thread::scope(|scope| {
+            let upload = || device.upload(&stream, &[1, 2, 3], whole_mut::<Cuda, u32>(&mut buffer));
+            scope.spawn(upload).join().expect("no panic")
+        });
+        assert_eq!(copied.expect_err("the stream is being captured").kind(), ErrorKind::Unsupported);
+        rig.forward()
+    });
+    graph.expect("a capture").replay().expect("a replay");
+    device.upload(&stream, &[1, 2, 3], whole_mut::<Cuda, u32>(&mut buffer)).expect("it is over");
+    rig.still_gives(&want);
 }
 
 #[test]

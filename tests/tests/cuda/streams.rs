@@ -1,7 +1,8 @@
 //! A buffer belongs to a stream until it is handed over.
 
 use crate::rig::{Rig, cuda, plain};
-use moe_core::{BackendError, Device, Error, ErrorKind, whole, whole_mut};
+use moe_core::ops::{Merge, MergeArgs, MergeDims};
+use moe_core::{BackendError, Device, Error, ErrorKind, Kernel, whole, whole_mut};
 use moe_cuda::Cuda;
 
 #[test]
@@ -22,6 +23,26 @@ fn a_buffer_of_another_stream_is_refused_until_it_is_handed_over() {
     let mut got = vec![0; values.len()];
     device.download(&theirs, whole::<Cuda, u32>(&copy), &mut got).expect("a copy");
     assert_eq!(got, values);
+}
+
+#[test]
+fn a_launch_with_sizes_that_lie_is_refused() {
+    let Some(device) = cuda("a_launch_with_sizes_that_lie_is_refused") else { return };
+    let stream = device.stream().expect("a stream");
+    let [mut counts, mut rows] = [2, 4].map(|len| device.alloc::<u32>(&stream, len).expect("memory"));
+    let mut overflow = device.alloc::<u32>(&stream, 1).expect("memory");
+    let mut index = device.alloc::<u32>(&stream, 4).expect("memory");
+    let mut scratch = device.alloc::<u8>(&stream, 1 << 16).expect("memory");
+    device.upload(&stream, &[1, 1], whole_mut::<Cuda, u32>(&mut counts)).expect("a copy");
+    let args = MergeArgs::<Cuda> {
+        counts: whole::<Cuda, u32>(&counts),
+        offsets: whole_mut::<Cuda, u32>(&mut rows),
+        index: whole_mut::<Cuda, u32>(&mut index),
+        overflow: whole_mut::<Cuda, u32>(&mut overflow),
+    };
+    let dims = MergeDims { ranks: 1, experts: 2, pitch: 0, rows: 1 << 30 };
+    let launched = Kernel::<Merge>::launch(device, &stream, &dims, args, whole_mut::<Cuda, u8>(&mut scratch));
+    assert_eq!(launched.expect_err("the index is shorter").kind(), ErrorKind::Shape);
 }
 
 #[test]

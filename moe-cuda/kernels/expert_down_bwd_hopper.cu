@@ -1,4 +1,4 @@
-// ExpertDownBwd on Hopper: da = dout[row] * w2, dz over h, a' = s * a, and parts of ds = <da, a>, one per tile of columns.
+// ExpertDownBwd on Hopper: da = dout[row] * w2, dz over h, a' = s * a, and parts of ds = <da, a>, one per 128 columns.
 #include "rows_hopper.cuh"
 #include "swiglu_hopper.cuh"
 

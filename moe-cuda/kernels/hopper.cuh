@@ -154,8 +154,8 @@ static __device__ __forceinline__ uint4 load_shared(uint32_t from) {
 // A warp's patches: room in shared memory to bring a group of 32 columns of its 16 rows of sums, of which each lane holds
 // pairs of columns, into the layout of memory: 8 columns per lane, of the rows lane / 4 and lane / 4 + 8.
 //
-// Epilogues go through the groups in a loop that is not unrolled: as straight-line code they would run at the rate at which
-// instructions come from memory. Registers cannot be indexed, so a switch picks the group's.
+// Epilogues go through the groups in a loop that is not unrolled, so that they stay a few hundred instructions. Registers cannot
+// be indexed, so a switch picks the group's.
 #define PATCH_BYTES 2560u
 #define GROUPS(CASE) switch (group) { case 0: CASE(0) case 1: CASE(1) case 2: CASE(2) case 3: CASE(3) case 4: CASE(4) case 5: CASE(5) case 6: CASE(6) default: CASE(7) }
 

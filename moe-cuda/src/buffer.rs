@@ -1,4 +1,4 @@
-//! Memory on the GPU: it belongs to one stream, and is freed behind that stream's work.
+//! Memory on the GPU: streams use it one after the other, and it is freed behind their work.
 
 use crate::driver::{Context, check};
 use crate::error::CudaError;

@@ -36,7 +36,7 @@ impl Grid {
         Self::of([blocks, 1, 1], threads)
     }
 
-    /// The check of an op's sizes keeps every number within what the driver takes.
+    /// Ops bound their sizes so that the driver takes every number; one that is too large is the driver's error, not a smaller grid.
     pub(crate) fn of(blocks: [usize; 3], threads: u32) -> Self {
         let blocks = blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
         Self { blocks, threads, shared: 0 }

@@ -68,8 +68,9 @@ fn hopper<T: Float>(
     if !hopper::rows_fit::<T>(call.cuda, dims, &[dz, w13, out]) {
         return Ok(None);
     }
-    let rows = Rows::new(dims, offsets, dims.up_width(), dims.width, 256);
-    let rows = rows.packed::<T>(dz)?.gathered(0, index).across::<T>(w13)?;
+    let rows = Rows::new(dims, offsets, dims.up_width(), dims.width, 256).packed::<T>(dz)?;
+    // dz lies in order; the index names the rows' weights.
+    let rows = Rows { index, ..rows }.across::<T>(w13)?;
     let params = StoreParams { rows, bias: 0, weights, out_index, out, bias_share: 1.0 };
     call.launch(kernel!(T, "expert_up_bwd_hopper"), hopper::grid(call.cuda), &params)?;
     Ok(Some(HOPPER))

@@ -1,12 +1,13 @@
 //! Balancing: what changes counts and biases, what does not, and that no slot is lost.
 
 use crate::devices::{HOST, on_every_device};
-use crate::step::{layer, read, stamped, step, step_with, tokens};
+use crate::step::{layer, read, stamped, step, step_in, step_with, tokens};
 use crate::variants::{EXPERTS, TOP_K, WIDTH, changed, plain, variants};
 use moe_core::ndarray::Array2;
-use moe_core::ops::{MoeDevice, RouteRule, ScoreFunction, Selection};
+use moe_core::ops::{Jitter, MoeDevice, RouteRule, ScoreFunction, Selection, Stamp};
 use moe_core::{
-    Accum, AdamW, Balance, Capacity, DropPolicy, MoeConfig, MoeLayer, Runner, Scalar, StateTensor, whole,
+    Accum, AdamW, Balance, BalanceLoss, Batch, Capacity, DropPolicy, MoeConfig, MoeLayer, Runner, Scalar,
+    StateTensor, whole,
 };
 
 fn biased() -> MoeConfig {
@@ -49,6 +50,39 @@ fn evaluation_is_silent<T: Scalar, D: MoeDevice<T>>(device: &D) {
     assert_eq!(layer.state().expect("a state"), before);
 }
 on_every_device!(evaluation_changes_neither_counts_nor_balancing_nor_gradients => evaluation_is_silent);
+
+/// What a step reads besides its tokens is uploaded only when it changes: each of these changes one thing.
+fn follows_the_batch<T: Scalar, D: MoeDevice<T>>(device: &D) {
+    let counts = [[3, 0, 5, 4, 4, 2], [1, 2, 3, 4, 5, 3]];
+    let stamp = Stamp { step: 3, ..stamped().stamp };
+    let losses = [BalanceLoss::Sequence(0.5), BalanceLoss::Batch(0.5)];
+    for loss in losses {
+        let config = changed(plain(), |c| {
+            c.balance = Balance { loss: Some(loss), z_loss: 0.1, bias_rate: 0.0 };
+            c.rule.jitter = Some(Jitter { amplitude: 0.5 });
+        });
+        let layer = layer::<T, D>(device, &config);
+        let mut runner = Runner::new(device, &config, 9).expect("a runner");
+        let mut saved = runner.saved(&config).expect("room");
+        let mut batches = vec![
+            (9, stamped()),
+            (9, Batch { sequences: &[4, 5], ..stamped() }),
+            (9, Batch { sequences: &[5, 4], ..stamped() }),
+            (9, Batch { sequences: &[5, 4], step_sequences: Some(8), ..stamped() }),
+            (9, Batch { step_tokens: Some(50), ..stamped() }),
+            (7, Batch { step_tokens: Some(50), ..stamped() }),
+            (7, Batch { step_tokens: Some(50), stamp, ..stamped() }),
+        ];
+        batches.extend(counts.iter().map(|counts| (7, Batch { step_counts: Some(counts), ..stamped() })));
+        for (at, (count, batch)) in batches.iter().enumerate() {
+            let (x, dy) = (tokens::<T>(1, *count, WIDTH), tokens::<T>(2, *count, WIDTH));
+            let mut grads = layer.grads().expect("gradients");
+            let got = step_in(&mut runner, &layer, &mut saved, &mut grads, batch, x.view(), dy.view());
+            assert_eq!(got, step(&layer, batch, x.view(), dy.view()), "{loss:?}, batch {at}");
+        }
+    }
+}
+on_every_device!(a_step_goes_by_its_own_batch_and_not_by_the_one_before => follows_the_batch);
 
 fn moves_once<T: Scalar, D: MoeDevice<T>>(device: &D) {
     let config = biased();

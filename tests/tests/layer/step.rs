@@ -2,7 +2,9 @@
 
 use moe_core::ndarray::{Array2, ArrayView2};
 use moe_core::ops::{MoeDevice, Stamp};
-use moe_core::{Batch, Device, Elem, Figures, Grads, In, MoeLayer, Runner, Scalar, StateTensor, whole};
+use moe_core::{
+    Batch, Device, Elem, Figures, Grads, In, MoeLayer, Runner, Saved, Scalar, StateTensor, whole,
+};
 use moe_tests::Random;
 
 /// What a step gave.
@@ -56,15 +58,28 @@ pub(crate) fn step_with<T: Scalar, D: MoeDevice<T>>(
     dy: ArrayView2<'_, T>,
 ) -> Outcome<T> {
     let mut saved = runner.saved(layer.config()).expect("room for what backward needs");
+    step_in(runner, layer, &mut saved, grads, batch, x, dy)
+}
+
+/// As [`step_with`], in a `saved` that may have served other steps.
+pub(crate) fn step_in<T: Scalar, D: MoeDevice<T>>(
+    runner: &mut Runner<D, T>,
+    layer: &MoeLayer<D, T>,
+    saved: &mut Saved<D, T>,
+    grads: &mut Grads<D, T>,
+    batch: &Batch<'_>,
+    x: ArrayView2<'_, T>,
+    dy: ArrayView2<'_, T>,
+) -> Outcome<T> {
     runner.set_batch(batch).expect("a good batch");
     let (x, dy) = (runner.upload(x).expect("x"), runner.upload(dy).expect("dy"));
     let (mut y, mut dx) = (runner.like(&x).expect("y"), runner.like(&x).expect("dx"));
-    runner.forward_train(layer, &x, &mut saved, &mut y).expect("forward");
-    let figures = runner.figures(&saved).expect("figures");
+    runner.forward_train(layer, &x, saved, &mut y).expect("forward");
+    let figures = runner.figures(saved).expect("figures");
     let device = layer.device().clone();
     let stream = runner.session().stream();
     let ids = read::<u32, D>(&device, stream, saved.routing().ids().expect("ids"));
-    runner.backward(layer, &x, &mut saved, &dy, &mut dx, grads).expect("backward");
+    runner.backward(layer, &x, saved, &dy, &mut dx, grads).expect("backward");
     let stream = runner.session().stream();
     let named = layer.config().tensors().into_iter().zip(grads.weights.list());
     let grads_now = named.filter_map(|(spec, buffer)| {

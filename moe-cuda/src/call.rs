@@ -5,9 +5,7 @@ use crate::driver::check;
 use crate::error::CudaError;
 use crate::order::Work;
 use crate::stream::Stream;
-use cudarc::driver::sys::{
-    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
-};
+use cudarc::driver::sys::{self, CUlaunchConfig};
 use moe_core::ops::Weight;
 use moe_core::{Elem, In, Op, Out, Scalar, ShapeError};
 use std::marker::PhantomData;
@@ -143,13 +141,6 @@ impl<'a, O: Op> Call<'a, O> {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        // Where kernels can wait for what is before them, they do; see KERNEL of `kernels/prelude.cuh`.
-        let waits = self.cuda.facts().major >= 9;
-        let mut early = CUlaunchAttribute {
-            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -159,8 +150,8 @@ impl<'a, O: Op> Call<'a, O> {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: self.work.stream.0.raw,
-            attrs: &raw mut early,
-            numAttrs: waits.into(),
+            attrs: null_mut(),
+            numAttrs: 0,
         };
         let mut arguments = [from_ref(params).cast_mut().cast()];
         // SAFETY: `Params` promises the struct that the kernel takes. Its addresses come from `read` and `write`: buffers that

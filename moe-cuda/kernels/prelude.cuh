@@ -57,24 +57,9 @@ static __device__ __forceinline__ float fixed_sigmoid(float x) {
     return 1.0f / (1.0f + fixed_exp(-x));
 }
 
-// A kernel may be started while work before it on its stream still runs. First of all it waits for that to end and be seen;
-// then the next kernel may be started, which waits in turn. So launches take no time of their own.
-static __device__ __forceinline__ void await_earlier_work() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Defines the kernel NAME; its body, which sees `const PARAMS &p`, follows. The last arguments are launch bounds. There is no
-// other way to define a kernel, so that none forgets to wait.
-#define KERNEL(name, params, ...)                                                                      \
-    static __device__ __forceinline__ void name##_body(const params &p);                               \
-    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ params p) { \
-        await_earlier_work();                                                                          \
-        name##_body(p);                                                                                \
-    }                                                                                                  \
-    static __device__ __forceinline__ void name##_body(const params &p)
+// Defines the kernel NAME; its body, which sees `const PARAMS &p`, follows. The last arguments are launch bounds.
+#define KERNEL(name, params, ...) \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ params p)
 
 // Defines the kernels NAME_f32, NAME_bf16 and NAME_f16 from a template NAME<T>(const Params &).
 #define KERNELS(name, params, ...)                                \

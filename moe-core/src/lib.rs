@@ -43,8 +43,8 @@ mod view;
 
 pub use collective::{Collective, Reduce, Solo};
 pub use config::{
-    Balance, BalanceLoss, Capacity, DropPolicy, MemoryPolicy, MoeConfig, ScoreOrder, SharedExperts, Sizes,
-    TENSORS, TensorSpec,
+    Axis, Balance, BalanceLoss, Capacity, DropPolicy, MemoryPolicy, MoeConfig, Part, Place, ScoreOrder,
+    SharedExperts, Sizes, TENSORS, TensorSpec,
 };
 pub use device::{Device, Kernel, Op, Path};
 pub use error::{
@@ -55,7 +55,7 @@ pub use host::{Host, HostError};
 pub use layer::{Grads, MoeLayer, SharedTensors, StateTensor, Tensors};
 pub use ops::MoeDevice;
 pub use optimizer::{AdamW, AdamWOptions};
-pub use runner::{Batch, Figures, Limits, Routing, Rows, Runner, Saved};
+pub use runner::{Batch, Figures, Groups, Limits, Routing, Rows, Runner, Saved};
 pub use scalar::{Accum, DType, Elem, Scalar, exp};
 pub use session::{Session, run};
 pub use trace::Trace;

@@ -1,5 +1,6 @@
 //! AdamW for a whole layer: moments and master weights on the device, one op per tensor.
 
+use crate::collective::Collective;
 use crate::config::MoeConfig;
 use crate::device::Device;
 use crate::error::Error;
@@ -86,9 +87,9 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
     /// # Errors
     /// [`Error::State`] if `grads` are empty or of another layer; [`Error::Device`]. After an error in the middle the layer
     /// is stale.
-    pub fn step(
+    pub fn step<C: Collective<D>>(
         &mut self,
-        runner: &mut Runner<D, T>,
+        runner: &mut Runner<D, T, C>,
         layer: &mut MoeLayer<D, T>,
         grads: &mut Grads<D, T>,
         lr: f64,
@@ -100,9 +101,9 @@ impl<T: Scalar, D: MoeDevice<T>> AdamW<D, T> {
     ///
     /// # Errors
     /// As [`step`](Self::step).
-    pub fn step_scaled(
+    pub fn step_scaled<C: Collective<D>>(
         &mut self,
-        runner: &mut Runner<D, T>,
+        runner: &mut Runner<D, T, C>,
         layer: &mut MoeLayer<D, T>,
         grads: &mut Grads<D, T>,
         lr: f64,

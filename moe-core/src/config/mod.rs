@@ -1,7 +1,12 @@
 //! What a layer is: sizes, router, experts, balancing. Checked as a whole before anything is allocated.
 
+mod place;
 mod presets;
+mod tensors;
 mod validate;
+
+pub use place::{Axis, Part, Place};
+pub use tensors::{TENSORS, TensorSpec};
 
 use crate::error::ConfigError;
 use crate::ops::{Activation, GateMath, RouteRule, ScoreFunction};
@@ -121,6 +126,8 @@ pub struct MoeConfig {
     pub memory: MemoryPolicy,
     /// the layer's number, part of what jitter depends on
     pub layer: u32,
+    /// which part of the layer is here; all other fields describe the whole
+    pub place: Place,
 }
 
 impl MoeConfig {
@@ -160,6 +167,7 @@ impl MoeConfig {
             balance: Balance { loss: None, z_loss: 0.0, bias_rate: 0.0 },
             memory: MemoryPolicy::Keep,
             layer: 0,
+            place: Place::ALONE,
         }
     }
 
@@ -168,60 +176,17 @@ impl MoeConfig {
         self.activation.up_width(self.hidden)
     }
 
-    /// Parameters of the layer; a selection bias is not one.
+    /// Parameters of the whole layer; a selection bias is not one.
     pub fn parameters(&self) -> usize {
-        self.tensors().iter().flatten().map(TensorSpec::len).sum()
+        self.whole().tensors().iter().flatten().map(TensorSpec::len).sum()
     }
 
-    /// Parameters that one token uses.
+    /// Parameters of the whole layer that one token uses.
     pub fn active_parameters(&self) -> usize {
         let per_expert = |spec: &TensorSpec| match spec.name {
             "w13" | "b13" | "w2" | "b2" => spec.len() / self.experts.max(1) * self.top_k,
             _ => spec.len(),
         };
-        self.tensors().iter().flatten().map(per_expert).sum()
-    }
-
-    /// Name and shape of every parameter, in the order that all lists of them have.
-    pub fn tensors(&self) -> [Option<TensorSpec>; TENSORS] {
-        let up = self.up_width();
-        let spec = |name, dims: [usize; 3], rank| TensorSpec { name, dims, rank };
-        let shared = |f: &dyn Fn(SharedExperts) -> TensorSpec| self.shared.map(f);
-        [
-            Some(spec("gate", [self.experts, self.width, 1], 2)),
-            self.gate_bias.then(|| spec("gate_bias", [self.experts, 1, 1], 1)),
-            Some(spec("w13", [self.experts, up, self.width], 3)),
-            self.expert_bias.then(|| spec("b13", [self.experts, up, 1], 2)),
-            Some(spec("w2", [self.experts, self.width, self.hidden], 3)),
-            self.expert_bias.then(|| spec("b2", [self.experts, self.width, 1], 2)),
-            shared(&|s| spec("shared.w13", [self.activation.up_width(s.hidden), self.width, 1], 2)),
-            shared(&|s| spec("shared.w2", [self.width, s.hidden, 1], 2)),
-            self.shared.filter(|s| s.gated).map(|_| spec("shared.gate", [1, self.width, 1], 2)),
-        ]
-    }
-}
-
-/// Most tensors of a layer.
-pub const TENSORS: usize = 9;
-
-/// Name and shape of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// the field's name; those of shared experts start with `shared.`
-    pub name: &'static str,
-    dims: [usize; 3],
-    rank: usize,
-}
-
-impl TensorSpec {
-    /// Row-major shape.
-    pub fn shape(&self) -> &[usize] {
-        &self.dims[..self.rank]
-    }
-
-    /// Elements.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.dims.iter().product()
+        self.whole().tensors().iter().flatten().map(per_expert).sum()
     }
 }

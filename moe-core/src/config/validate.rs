@@ -19,7 +19,8 @@ impl MoeConfig {
         self.sizes()?;
         self.router()?;
         self.parts()?;
-        self.balancing()
+        self.balancing()?;
+        self.check_place()
     }
 
     fn sizes(&self) -> Result<(), ConfigError> {
@@ -97,7 +98,7 @@ impl MoeConfig {
     }
 }
 
-fn wrong(field: &'static str, got: impl Display, wanted: impl Into<String>) -> ConfigError {
+pub(super) fn wrong(field: &'static str, got: impl Display, wanted: impl Into<String>) -> ConfigError {
     ConfigError { field, got: got.to_string(), wanted: wanted.into() }
 }
 

@@ -1,6 +1,7 @@
 //! Grads: gradients in the accumulation type, and the load that balancing looks at.
 
 use super::{MoeLayer, Tensors};
+use crate::collective::Collective;
 use crate::device::Device;
 use crate::error::Error;
 use crate::ops::{BiasUpdate, BiasUpdateArgs, BiasUpdateDims, MoeDevice};
@@ -47,7 +48,11 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
     ///
     /// # Errors
     /// [`Error::State`] if no backward has filled `grads`; [`Error::Device`].
-    pub fn balance(&mut self, runner: &mut Runner<D, T>, grads: &Grads<D, T>) -> Result<(), Error<D::Error>> {
+    pub fn balance<C: Collective<D>>(
+        &mut self,
+        runner: &mut Runner<D, T, C>,
+        grads: &Grads<D, T>,
+    ) -> Result<(), Error<D::Error>> {
         let rate = self.config.balance.bias_rate;
         let Some(bias) = &mut self.selection_bias else {
             return Ok(());

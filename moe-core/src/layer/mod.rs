@@ -12,6 +12,7 @@ pub use tensors::{SharedTensors, Tensors};
 
 pub(crate) use state::{none_left, take};
 
+use crate::collective::Collective;
 use crate::config::MoeConfig;
 use crate::device::Device;
 use crate::error::Error;
@@ -80,9 +81,9 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
     ///
     /// # Errors
     /// What `change` or packing return; [`Error::State`] after [`into_inference`](Self::into_inference).
-    pub fn update<R>(
+    pub fn update<R, C: Collective<D>>(
         &mut self,
-        runner: &mut Runner<D, T>,
+        runner: &mut Runner<D, T, C>,
         change: impl FnOnce(&mut Tensors<D, T>, &mut Session<D>) -> Result<R, Error<D::Error>>,
     ) -> Result<R, Error<D::Error>> {
         self.for_training()?;

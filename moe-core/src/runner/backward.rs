@@ -3,13 +3,14 @@
 use super::backward_ops::Step;
 use super::saved::Stage;
 use super::{Backward, INFERENCE_ONLY, Rows, Runner, Saved};
+use crate::collective::Collective;
 use crate::error::{Error, OpId, expect};
 use crate::layer::{Grads, MoeLayer};
 use crate::ops::{Base, Combine, CombineArgs, MoeDevice, SumSquares, SumSquaresArgs, SumSquaresDims};
 use crate::scalar::{Accum, Scalar};
 use crate::view::{In, first, whole, whole_mut};
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// Gradients of a training forward: `dx` (T, D) overwritten, `grads` overwritten or added to. x is the forward's. Uses
     /// `saved` up. Losses enter at the scores.
     ///

@@ -1,6 +1,7 @@
 //! The launches of backward: routed experts, shared experts, router.
 
 use super::{Backward, Plan, Rows, Runner, Saved, SharedGateBackward};
+use crate::collective::Collective;
 use crate::config::{BalanceLoss, ScoreOrder};
 use crate::device::Device;
 use crate::error::Error;
@@ -22,7 +23,7 @@ pub(super) struct Step<'a, D: Device, T: Scalar> {
     pub(super) with_router: bool,
 }
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// Gradients of w13, b13, w2, b2 and of the weights; rows of dx in `self.y`.
     pub(super) fn routed_backward(
         &mut self,

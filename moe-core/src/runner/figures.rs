@@ -2,6 +2,7 @@
 
 use super::saved::Routing;
 use super::{Runner, Saved};
+use crate::collective::Collective;
 use crate::device::Device;
 use crate::error::Error;
 use crate::ops::MoeDevice;
@@ -49,7 +50,7 @@ impl Figures {
     }
 }
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// Figures of the forward pass in `saved`; waits for the device.
     ///
     /// # Errors

@@ -3,12 +3,13 @@
 use super::forward_ops::From;
 use super::saved::Stage;
 use super::{INFERENCE_ONLY, Plan, Rows, Runner, Saved, limit};
+use crate::collective::Collective;
 use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
 use crate::ops::MoeDevice;
 use crate::scalar::Scalar;
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// Inference: `y = layer(x)` for x and y of shape (T, D). Changes no balancing state.
     ///
     /// # Errors

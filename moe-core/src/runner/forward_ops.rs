@@ -1,6 +1,7 @@
 //! The launches of forward: router, sort, routed experts, shared experts, combine.
 
 use super::{Plan, Rows, Runner, Saved};
+use crate::collective::Collective;
 use crate::config::{Capacity, DropPolicy, MoeConfig, ScoreOrder};
 use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
@@ -20,7 +21,7 @@ pub(super) enum From {
     Record,
 }
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn route_ops(
         &mut self,
         layer: &MoeLayer<D, T>,

@@ -6,6 +6,7 @@ mod batch;
 mod figures;
 mod forward;
 mod forward_ops;
+mod groups;
 mod plan;
 mod rows;
 mod saved;
@@ -13,12 +14,14 @@ mod settings;
 
 pub use batch::Batch;
 pub use figures::Figures;
+pub use groups::Groups;
 pub use rows::Rows;
 pub use saved::{Routing, Saved};
 
 pub(crate) use plan::Plan;
 
-use crate::config::{MemoryPolicy, MoeConfig};
+use crate::collective::{Collective, Solo};
+use crate::config::{MemoryPolicy, MoeConfig, Place};
 use crate::device::Device;
 use crate::error::{Error, OpId};
 use crate::ops::MoeDevice;
@@ -86,9 +89,10 @@ struct Shared<D: Device, T: Scalar> {
 }
 
 /// Runs layers on one stream of a device. Allocates when it is made and in the methods that return something new, nowhere
-/// else.
-pub struct Runner<D: Device, T: Scalar> {
+/// else. `C` is how ranks reach each other; alone, a runner has nobody to reach.
+pub struct Runner<D: Device, T: Scalar, C = Solo<D>> {
     pub(crate) session: Session<D>,
+    groups: Groups<C>,
     config: MoeConfig,
     limits: Limits,
     batch: BatchState,
@@ -116,7 +120,26 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// # Errors
     /// [`Error::Config`]; [`Error::Device`] if memory runs out.
     pub fn with_limits(device: &D, config: &MoeConfig, limits: Limits) -> Result<Self, Error<D::Error>> {
+        Self::with_groups(device, config, limits, Groups::solo(device))
+    }
+}
+
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
+    /// A runner for the part of a layer that is at `config.place`, with the groups of that place.
+    ///
+    /// # Errors
+    /// [`Error::Config`], also if the groups are not those of the place; [`Error::Device`] if memory runs out.
+    pub fn with_groups(
+        device: &D,
+        config: &MoeConfig,
+        limits: Limits,
+        groups: Groups<C>,
+    ) -> Result<Self, Error<D::Error>> {
         config.validate()?;
+        groups.check::<D>(&config.place)?;
+        if config.place != Place::ALONE {
+            return Err(Error::State("a runner works on whole layers so far"));
+        }
         let Limits { tokens, sequences, training } = limits;
         crate::within(OpId("runner"), "tokens", 0, u32::MAX as usize / config.top_k - 1, tokens)?;
         crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
@@ -136,6 +159,7 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
         };
         let backward = if training { Some(Backward::new(&session, config, tokens)?) } else { None };
         let runner = Self {
+            groups,
             config: *config,
             limits,
             batch: BatchState::with_room(sequences, config.experts),
@@ -190,6 +214,11 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
     /// Stream and scratch, to run ops of one's own between the layer's stages.
     pub fn session_mut(&mut self) -> &mut Session<D> {
         &mut self.session
+    }
+
+    /// The groups, and the session on whose stream they work: to reduce gradients, or whatever else belongs to the step.
+    pub fn groups_mut(&mut self) -> (&mut Groups<C>, &Session<D>) {
+        (&mut self.groups, &self.session)
     }
 
     /// Which path each op took, and how often.

@@ -1,6 +1,7 @@
 //! Rows: a matrix of tokens on the device, and its way from and to `ndarray`.
 
 use super::Runner;
+use crate::collective::Collective;
 use crate::device::Device;
 use crate::error::{Error, OpId, ShapeError, expect};
 use crate::ops::MoeDevice;
@@ -38,7 +39,7 @@ fn contiguous<'a, T>(what: &'static str, slice: Option<&'a [T]>) -> Result<&'a [
     slice.ok_or(ShapeError::Combination { op: OpId("ndarray"), what, why })
 }
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// A zeroed matrix.
     ///
     /// # Errors

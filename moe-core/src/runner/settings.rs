@@ -2,13 +2,14 @@
 //! nothing and a device may record it.
 
 use super::{INFERENCE_ONLY, Runner, Saved};
+use crate::collective::Collective;
 use crate::config::BalanceLoss;
 use crate::error::Error;
 use crate::ops::{MoeDevice, Selection, Stamp};
 use crate::scalar::{Accum, Scalar};
 use crate::view::{first_mut, whole_mut};
 
-impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
+impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn set_stamp(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
         let config = &saved.routing.config;
         let stamp = Stamp { layer: config.layer, ..self.batch.stamp };

@@ -1,0 +1,50 @@
+//! Groups: the ranks that one layer is spread over, by what they share.
+
+use crate::collective::{Collective, Solo};
+use crate::config::{Axis, Place};
+use crate::device::Device;
+use crate::error::ConfigError;
+use alloc::format;
+
+/// This rank's ends of the groups that a layer's steps exchange rows, sums and counts in. A group of one rank costs nothing.
+///
+/// Gradients are not reduced here: backward leaves each rank's own part of them, and the optimizer step sums them once, over
+/// the groups that hold the same parameter.
+#[derive(Clone, Debug)]
+pub struct Groups<C> {
+    /// the owners of different experts, in the order of [`Place::ep`]: rows travel in it
+    pub ep: C,
+    /// the ranks that see the same tokens, or with sequence parallelism adjoining parts of them, in the order of
+    /// [`Place::tp`]: outputs and input gradients are summed in it
+    pub tp: C,
+    /// the ranks that have parts of the same sequences: the counts of a sequence are summed in it
+    pub cp: C,
+    /// the ranks that have other sequences, dp_replicate and dp_shard together: counts of a micro-batch are summed in it
+    pub dp: C,
+}
+
+impl<D: Device> Groups<Solo<D>> {
+    /// One rank alone.
+    pub fn solo(device: &D) -> Self {
+        let one = || Solo::new(device);
+        Self { ep: one(), tp: one(), cp: one(), dp: one() }
+    }
+}
+
+impl<C> Groups<C> {
+    /// The groups must be those of the place.
+    pub(super) fn check<D: Device>(&self, place: &Place) -> Result<(), ConfigError>
+    where
+        C: Collective<D>,
+    {
+        for (field, axis, group) in [("place.ep", place.ep, &self.ep), ("place.tp", place.tp, &self.tp)] {
+            let given = Axis { size: group.size(), rank: group.rank() };
+            if given != axis {
+                let got = format!("rank {} of {}", axis.rank, axis.size);
+                let wanted = format!("the runner's group has rank {} of {}", given.rank, given.size);
+                return Err(ConfigError { field, got, wanted });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,12 +1,12 @@
 //! Collective: what ranks of a group do together, in a fixed order, and `Solo`, the group of one.
 
 use crate::device::Device;
-use crate::error::{CollectiveError, OpId, ShapeError, expect};
+use crate::error::{CollectiveError, CollectiveFault, OpId, ShapeError, expect};
+use crate::reducible::Reducible;
 use crate::scalar::Elem;
 use crate::view::{In, Out};
-use alloc::boxed::Box;
 
-/// How values of ranks are brought together.
+/// How values of ranks are brought together; [`Reducible`] has the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reduce {
@@ -18,6 +18,10 @@ pub enum Reduce {
 
 /// One rank's end of a group. Every rank must call the same operations in the same order with matching shapes;
 /// a mismatch is an error on every rank.
+///
+/// Operations are ordered on `stream`: what was put on it before has been done when they read, and what is put on it after
+/// sees what they wrote. They may return before that, and an error may then come with a later call. After an error the
+/// contents of what they write are unspecified, and every later call fails.
 pub trait Collective<D: Device>: Send {
     /// This rank's place in the group.
     fn rank(&self) -> usize;
@@ -29,7 +33,7 @@ pub trait Collective<D: Device>: Send {
     ///
     /// # Errors
     /// [`CollectiveError`], the same cause on every rank.
-    fn all_reduce<T: Elem>(
+    fn all_reduce<T: Reducible>(
         &mut self,
         stream: &D::Stream,
         how: Reduce,
@@ -52,7 +56,7 @@ pub trait Collective<D: Device>: Send {
     ///
     /// # Errors
     /// [`CollectiveError`], the same cause on every rank.
-    fn reduce_scatter<T: Elem>(
+    fn reduce_scatter<T: Reducible>(
         &mut self,
         stream: &D::Stream,
         how: Reduce,
@@ -111,19 +115,15 @@ impl<D: Device> Solo<D> {
 
     fn begin(&mut self, op: &'static str) -> Result<(), CollectiveError> {
         self.sequence += 1;
-        if self.aborted { Err(self.failed(op, None)) } else { Ok(()) }
+        if self.aborted { Err(self.failed(op, CollectiveFault::Aborted)) } else { Ok(()) }
     }
 
-    fn failed(
-        &self,
-        op: &'static str,
-        source: Option<Box<dyn core::error::Error + Send + Sync>>,
-    ) -> CollectiveError {
-        CollectiveError { group: "solo", rank: 0, op, sequence: self.sequence, source }
+    fn failed(&self, op: &'static str, fault: CollectiveFault) -> CollectiveError {
+        CollectiveError::new("solo", 0, op, self.sequence, fault)
     }
 
     fn shape(&self, op: &'static str, check: Result<(), ShapeError>) -> Result<(), CollectiveError> {
-        check.map_err(|error| self.failed(op, Some(Box::new(error))))
+        check.map_err(|error| self.failed(op, CollectiveFault::Argument).because(error))
     }
 
     /// The one rank's exchange with itself: `counts` must name exactly the elements of both sides.
@@ -141,7 +141,9 @@ impl<D: Device> Solo<D> {
             self.shape(op, expect(OpId(op), "source", counts, source.len()))?;
         }
         self.shape(op, expect(OpId(op), "target", &[source.len()], target.len()))?;
-        self.device.copy(stream, source, target).map_err(|error| self.failed(op, Some(Box::new(error))))
+        self.device
+            .copy(stream, source, target)
+            .map_err(|error| self.failed(op, CollectiveFault::Device).because(error))
     }
 }
 
@@ -154,7 +156,7 @@ impl<D: Device> Collective<D> for Solo<D> {
         1
     }
 
-    fn all_reduce<T: Elem>(
+    fn all_reduce<T: Reducible>(
         &mut self,
         _: &D::Stream,
         _: Reduce,
@@ -173,7 +175,7 @@ impl<D: Device> Collective<D> for Solo<D> {
         self.copy("all_gather", stream, source, target, [counts; 2])
     }
 
-    fn reduce_scatter<T: Elem>(
+    fn reduce_scatter<T: Reducible>(
         &mut self,
         stream: &D::Stream,
         _: Reduce,

@@ -38,6 +38,19 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// Number of elements.
     fn len<T: Elem>(mem: &Self::Mem<T>) -> usize;
 
+    /// The elements, if memory is the host's own and a launch has finished when it returns, so that they may be read
+    /// in place at any time. `None`: they have to be downloaded.
+    fn host<T: Elem>(mem: &Self::Mem<T>) -> Option<&[T]> {
+        let _ = mem;
+        None
+    }
+
+    /// As [`host`](Self::host), to write to.
+    fn host_mut<T: Elem>(mem: &mut Self::Mem<T>) -> Option<&mut [T]> {
+        let _ = mem;
+        None
+    }
+
     /// Copies from the host. The source has been read when this returns. Lengths must be equal.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Errors: what was wanted, what was got, and what to do.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
@@ -90,22 +91,71 @@ pub struct ConfigError {
     pub wanted: String,
 }
 
+/// Why a collective operation failed, so that callers can act without knowing the transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectiveFault {
+    /// The rank's own arguments do not go together.
+    #[error("was called with wrong arguments")]
+    Argument,
+    /// The rank called another operation than the others, or with another shape or type.
+    #[error("called something else than the others")]
+    Mismatch,
+    /// The rank did not answer in time.
+    #[error("did not answer in time")]
+    Deadline,
+    /// The rank is gone, or the way to it is cut.
+    #[error("is gone")]
+    Lost,
+    /// The rank closed the group by [`abort`](crate::Collective::abort).
+    #[error("aborted the group")]
+    Aborted,
+    /// What came from the rank is not what a rank sends.
+    #[error("sent what no rank sends")]
+    Protocol,
+    /// The rank's device failed.
+    #[error("has a device that failed")]
+    Device,
+}
+
 /// A collective operation failed. Every surviving rank gets the same cause.
 #[derive(Debug, thiserror::Error)]
-#[error("rank {rank}: {op} {sequence} of group {group} failed")]
+#[error("rank {rank} {fault}, in {op} {sequence} of group {group}")]
 #[non_exhaustive]
 pub struct CollectiveError {
     /// the group's name
-    pub group: &'static str,
+    pub group: Cow<'static, str>,
     /// the rank that failed, as a rank of the group
     pub rank: usize,
     /// the operation
     pub op: &'static str,
     /// the group's count of operations so far
     pub sequence: u64,
+    /// what went wrong
+    pub fault: CollectiveFault,
     /// what happened below
     #[source]
     pub source: Option<Box<dyn core::error::Error + Send + Sync>>,
+}
+
+impl CollectiveError {
+    /// For transports: `rank` failed in operation number `sequence` of `group`.
+    pub fn new(
+        group: impl Into<Cow<'static, str>>,
+        rank: usize,
+        op: &'static str,
+        sequence: u64,
+        fault: CollectiveFault,
+    ) -> Self {
+        Self { group: group.into(), rank, op, sequence, fault, source: None }
+    }
+
+    /// With what happened below.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
 }
 
 /// The kind of a backend's error, so that callers can act without knowing the backend.

@@ -59,6 +59,14 @@ impl Device for Host {
         mem.len()
     }
 
+    fn host<T: Elem>(mem: &[T]) -> Option<&[T]> {
+        Some(mem)
+    }
+
+    fn host_mut<T: Elem>(mem: &mut [T]) -> Option<&mut [T]> {
+        Some(mem)
+    }
+
     fn upload<T: Elem>(&self, (): &(), source: &[T], target: Out<'_, Self, T>) -> Result<(), HostError> {
         expect(OpId("upload"), "source", &[target.len()], source.len())?;
         target.host().copy_from_slice(source);

@@ -35,6 +35,7 @@ mod host;
 mod layer;
 pub mod ops;
 mod optimizer;
+mod reducible;
 mod runner;
 mod scalar;
 mod session;
@@ -48,13 +49,14 @@ pub use config::{
 };
 pub use device::{Device, Kernel, Op, Path};
 pub use error::{
-    BackendError, CollectiveError, ConfigError, Error, ErrorKind, OpId, ShapeError, check_index,
+    BackendError, CollectiveError, CollectiveFault, ConfigError, Error, ErrorKind, OpId, ShapeError, check_index,
     check_offsets, expect, product, within,
 };
 pub use host::{Host, HostError};
 pub use layer::{Grads, MoeLayer, SharedTensors, StateTensor, Tensors};
 pub use ops::MoeDevice;
 pub use optimizer::{AdamW, AdamWOptions};
+pub use reducible::Reducible;
 pub use runner::{Batch, Figures, Groups, Limits, Routing, Rows, Runner, Saved};
 pub use scalar::{Accum, DType, Elem, Scalar, exp};
 pub use session::{Session, run};

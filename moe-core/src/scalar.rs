@@ -1,5 +1,6 @@
 //! Element types: what a buffer can hold, and how storage types widen to the type sums are made in.
 
+use crate::reducible::Reducible;
 use bytemuck::Pod;
 use core::fmt;
 use half::{bf16, f16};
@@ -55,7 +56,7 @@ pub trait Elem: Pod + Default + Send + Sync + fmt::Debug + PartialEq {
 }
 
 /// A type that weights and activations are stored in. Arithmetic happens in [`Scalar::Acc`].
-pub trait Scalar: Elem {
+pub trait Scalar: Reducible {
     /// The accumulation type: `f32`, or `f64` for `f64`.
     type Acc: Accum;
     /// Exact.

@@ -92,6 +92,14 @@ impl Device for Cpu {
         mem.len()
     }
 
+    fn host<T: Elem>(mem: &[T]) -> Option<&[T]> {
+        Some(mem)
+    }
+
+    fn host_mut<T: Elem>(mem: &mut [T]) -> Option<&mut [T]> {
+        Some(mem)
+    }
+
     fn upload<T: Elem>(&self, (): &(), source: &[T], target: Out<'_, Self, T>) -> Result<(), CpuError> {
         expect(OpId("upload"), "source", &[target.len()], source.len())?;
         target.host().copy_from_slice(source);

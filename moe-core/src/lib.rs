@@ -49,8 +49,8 @@ pub use config::{
 };
 pub use device::{Device, Kernel, Op, Path};
 pub use error::{
-    BackendError, CollectiveError, CollectiveFault, ConfigError, Error, ErrorKind, OpId, ShapeError, check_index,
-    check_offsets, expect, product, within,
+    BackendError, CollectiveError, CollectiveFault, ConfigError, Error, ErrorKind, OpId, ShapeError,
+    check_index, check_offsets, expect, product, within,
 };
 pub use host::{Host, HostError};
 pub use layer::{Grads, MoeLayer, SharedTensors, StateTensor, Tensors};

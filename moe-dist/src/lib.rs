@@ -40,6 +40,7 @@ mod fingerprint;
 mod frame;
 mod group;
 mod member;
+pub mod mesh;
 mod notice;
 mod reduce;
 mod staging;

@@ -1,0 +1,3 @@
+//! Many ranks.
+
+mod mesh;

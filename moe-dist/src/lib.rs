@@ -38,6 +38,8 @@ pub mod channel;
 mod collectives;
 mod fingerprint;
 mod frame;
+pub mod fsdp;
+pub mod gradients;
 mod group;
 mod member;
 pub mod mesh;

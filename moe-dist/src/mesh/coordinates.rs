@@ -1,6 +1,7 @@
 //! Coordinates: where a rank stands along every axis.
 
 use super::{Degrees, Mesh};
+use moe_core::ConfigError;
 
 /// A rank's place along each axis, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +38,19 @@ impl Mesh {
             efsdp: rank % replica / (ep * etp),
             ep: rank / etp % ep,
             etp: rank % etp,
+        })
+    }
+
+    /// As [`coordinates`](Self::coordinates), for what belongs to one rank.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the world has no such rank.
+    pub fn seat(&self, rank: usize) -> Result<Coordinates, ConfigError> {
+        let wanted = || format!("the mesh has ranks 0 to {}", self.world() - 1);
+        self.coordinates(rank).ok_or_else(|| ConfigError {
+            field: "rank",
+            got: rank.to_string(),
+            wanted: wanted(),
         })
     }
 

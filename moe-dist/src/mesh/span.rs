@@ -1,6 +1,6 @@
 //! Spans: along what a group of ranks extends, and who its members are.
 
-use super::{Coordinates, Mesh};
+use super::{Coordinates, Degrees, Mesh};
 
 /// What the members of a group differ in. All else they have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +93,26 @@ impl Span {
 }
 
 impl Mesh {
+    /// A rank's place in its group along `span`, from 0.
+    pub fn place_in(&self, span: Span, at: &Coordinates) -> usize {
+        let Degrees { cp, tp, .. } = *self.degrees();
+        match span {
+            Span::World => (self.dp_of(at) * cp + at.cp) * tp + at.tp,
+            Span::DpReplicate => at.dp_replicate,
+            Span::DpShard => at.dp_shard,
+            Span::Dp => self.dp_of(at),
+            Span::Cp => at.cp,
+            Span::Tp => at.tp,
+            Span::Data => self.dp_of(at) * cp + at.cp,
+            Span::Fsdp => at.dp_shard * cp + at.cp,
+            Span::ReplicateTp => at.dp_replicate * tp + at.tp,
+            Span::Ep => at.ep,
+            Span::Etp => at.etp,
+            Span::Edp => self.edp_of(at),
+            Span::Efsdp => at.efsdp,
+        }
+    }
+
     /// The ranks of the group along `span` that `rank` is in, in ascending order; empty if the world has no such rank.
     pub fn members(&self, span: Span, rank: usize) -> Vec<usize> {
         let common = |rank| self.coordinates(rank).map(|at| span.common(&at));

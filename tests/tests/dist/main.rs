@@ -1,3 +1,6 @@
 //! Many ranks.
 
 mod mesh;
+mod ranks;
+mod rules;
+mod steps;

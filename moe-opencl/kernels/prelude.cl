@@ -1,0 +1,89 @@
+// What all kernels share: the storage type, exact arithmetic, and how the host calls.
+//
+// OpenCL C 1.2 without extensions: bf16 is bits of a float, f16 goes through vload_half. A product and a sum are fused only
+// where `fma` says so, so that routing has the reference's bits. A buffer is two arguments, since a view may begin anywhere in
+// it: IN or OUT in the signature, and OPEN in the body, after which the name stands for the view. A null pointer stands for an
+// argument that is absent. The last argument is one struct of numbers; ops/*.rs holds its twin. Values read from index and
+// offset buffers are clamped before they become indices: the host cannot check them. THREADS, a power of two from 64 on, is the
+// size of a group unless a kernel says otherwise.
+#pragma OPENCL FP_CONTRACT OFF
+
+#define NO_ROW 0xffffffffu
+// Tokens whose terms are added in order before chunk is added to chunk.
+#define CHUNK 1024u
+
+#define IN(type, name) global const type *name, ulong name##_start
+#define OUT(type, name) global type *name, ulong name##_start
+#define OPEN(name) name += name##_start
+
+#if defined(STORAGE_BF16)
+typedef ushort T;
+uint narrow_bits(uint bits) {
+    // Rounds to nearest, ties to even; a NaN stays one.
+    return (bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+float widen(T v) { return as_float((uint)v << 16); }
+T narrow(float v) { return (T)narrow_bits(as_uint(v)); }
+float load(global const T *p, ulong at) { return widen(p[at]); }
+float4 load4(global const T *p, ulong at) { return as_float4(convert_uint4(vload4(0, p + at)) << 16); }
+void store(float v, global T *p, ulong at) { p[at] = narrow(v); }
+#elif defined(STORAGE_F16)
+typedef ushort T;
+float load(global const T *p, ulong at) { return vload_half(at, (global const half *)p); }
+float4 load4(global const T *p, ulong at) { return vload_half4(0, (global const half *)(p + at)); }
+void store(float v, global T *p, ulong at) { vstore_half_rte(v, at, (global half *)p); }
+#else
+typedef float T;
+float load(global const T *p, ulong at) { return p[at]; }
+float4 load4(global const T *p, ulong at) { return vload4(0, p + at); }
+void store(float v, global T *p, ulong at) { p[at] = v; }
+#endif
+
+void store4(float4 v, global T *p, ulong at) {
+    store(v.s0, p, at);
+    store(v.s1, p, at + 1);
+    store(v.s2, p, at + 2);
+    store(v.s3, p, at + 3);
+}
+
+// As load4 and store4, where only the first `count` elements exist; the others are 0 and not written.
+float4 load_upto4(global const T *p, ulong at, uint count) {
+    if (count >= 4) return load4(p, at);
+    return (float4)(load(p, at), count > 1 ? load(p, at + 1) : 0.0f, count > 2 ? load(p, at + 2) : 0.0f, 0.0f);
+}
+void store_upto4(float4 v, global T *p, ulong at, uint count) {
+    if (count >= 4) {
+        store4(v, p, at);
+        return;
+    }
+    store(v.s0, p, at);
+    if (count > 1) store(v.s1, p, at + 1);
+    if (count > 2) store(v.s2, p, at + 2);
+}
+
+float power_of_two(int n) { return as_float((n + 127) << 23); }
+
+// The project's own e^x (moe_core::Accum::fixed_exp), bit for bit.
+float fixed_exp(float x) {
+    if (isnan(x)) return x;
+    if (x > 88.72284f) return INFINITY;
+    if (x < -103.97208f) return 0.0f;
+    float n = fma(x, 1.44269502f, 12582912.0f) - 12582912.0f;
+    float r = fma(n, -0.6933594f, x);
+    r = fma(n, 2.1219444e-4f, r);
+    float sum = 1.0f / 5040.0f;
+    sum = fma(sum, r, 1.0f / 720.0f);
+    sum = fma(sum, r, 1.0f / 120.0f);
+    sum = fma(sum, r, 1.0f / 24.0f);
+    sum = fma(sum, r, 1.0f / 6.0f);
+    sum = fma(sum, r, 0.5f);
+    sum = fma(sum, r, 1.0f);
+    sum = fma(sum, r, 1.0f);
+    int whole = (int)n, low = whole >> 1;
+    return sum * power_of_two(low) * power_of_two(whole - low);
+}
+
+float fixed_sigmoid(float x) {
+    float e = fixed_exp(x < 0.0f ? x : -x);
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}

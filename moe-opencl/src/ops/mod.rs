@@ -1,0 +1,35 @@
+//! The ops, one file each, named as in `moe-core`.
+
+mod combine;
+mod gather;
+mod merge;
+mod pack_weights;
+mod sort;
+
+use crate::platform::Facts;
+use crate::program::Source;
+use half::{bf16, f16};
+use moe_core::Scalar;
+
+/// All programs.
+pub(crate) static SOURCES: &[&Source] = &[&combine::SOURCE, &gather::SOURCE, &merge::SOURCE, &sort::SOURCE];
+
+/// Storage types that have kernels.
+pub trait Float: Scalar<Acc = f32> {}
+impl Float for f32 {}
+impl Float for bf16 {}
+impl Float for f16 {}
+
+/// Work items of a group: a power of two, which the programs know as `THREADS`.
+pub(crate) fn threads(facts: &Facts) -> usize {
+    let most = facts.group.clamp(1, 256);
+    if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 }
+}
+
+/// Groups and work items for `columns`, four of them each, of `rows`; narrow rows share a group.
+pub(crate) fn by_row(facts: &Facts, rows: usize, columns: usize) -> crate::call::Grid {
+    let (items, threads) = (columns.div_ceil(4), threads(facts));
+    let across = items.next_power_of_two().min(threads);
+    let down = threads / across;
+    crate::call::Grid::of([items.div_ceil(across), rows.div_ceil(down)], [across, down])
+}

@@ -1,0 +1,217 @@
+//! Programs: the kernels' sources, embedded, and built for a device when it is opened.
+
+use crate::cache::Cache;
+use crate::context::Context;
+use crate::error::{OpenClError, check};
+use crate::ops::SOURCES;
+use crate::order::locked;
+use crate::platform::{info, text};
+use moe_core::DType;
+use ocl::ffi::{self, cl_kernel, cl_program};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt::Write;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// One op's file of `kernels/`, behind what it includes.
+pub(crate) struct Source {
+    pub(crate) name: &'static str,
+    pub(crate) text: &'static str,
+    /// storage types that it is built for; one, if it holds no elements
+    pub(crate) storage: &'static [DType],
+}
+
+/// Storage types of programs that hold elements.
+pub(crate) const FLOATS: &[DType] = &[DType::F32, DType::Bf16, DType::F16];
+/// Of programs that hold none.
+pub(crate) const NO_STORAGE: &[DType] = &[DType::U32];
+
+/// Embeds `kernels/NAME.cl` behind the prelude and the shared files named; `in $storage` lists its storage types.
+macro_rules! source {
+    ($name:literal, [$($shared:literal),*], $storage:expr) => {
+        $crate::program::Source {
+            name: $name,
+            text: concat!(
+                "#line 1 \"prelude.cl\"\n", include_str!("../../kernels/prelude.cl"),
+                $("#line 1 \"", $shared, ".cl\"\n", include_str!(concat!("../../kernels/", $shared, ".cl")),)*
+                "#line 1 \"", $name, ".cl\"\n", include_str!(concat!("../../kernels/", $name, ".cl")),
+            ),
+            storage: $storage,
+        }
+    };
+}
+pub(crate) use source;
+
+/// A built program.
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) storage: DType,
+    raw: cl_program,
+}
+
+// SAFETY: OpenCL takes calls for a program from any thread.
+unsafe impl Send for Program {}
+// SAFETY: as above.
+unsafe impl Sync for Program {}
+
+impl Program {
+    /// A kernel object, with arguments of its own.
+    pub(crate) fn kernel(&self, name: &'static str) -> Result<Kernel, OpenClError> {
+        let symbol = CString::new(name).unwrap_or_default();
+        let mut code = 0;
+        // SAFETY: the program is built, the name ends in 0, the pointer is valid.
+        let raw = unsafe { ffi::clCreateKernel(self.raw, symbol.as_ptr(), &mut code) };
+        check("clCreateKernel", code).map(|()| Kernel(raw))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: created in `made`; kernels keep what they need. A failure leaves nothing to do.
+        let _ = unsafe { ffi::clReleaseProgram(self.raw) };
+    }
+}
+
+/// A kernel object.
+pub(crate) struct Kernel(pub(crate) cl_kernel);
+
+// SAFETY: OpenCL takes calls from any thread, but for one object one at a time: a stream keeps it behind a lock.
+unsafe impl Send for Kernel {}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // SAFETY: created in `Program::kernel`. A failure leaves nothing to do.
+        let _ = unsafe { ffi::clReleaseKernel(self.0) };
+    }
+}
+
+/// A device's programs, by name and storage type.
+pub(crate) type Programs = HashMap<(&'static str, DType), Arc<Program>>;
+
+/// Builds every program for every storage type, so that no launch has to; on all processors, since a compiler takes its time.
+pub(crate) fn build_all(context: &Context, cache: &Cache) -> Result<Programs, OpenClError> {
+    let all: Vec<(&Source, DType)> = SOURCES
+        .iter()
+        .flat_map(|source| source.storage.iter().map(move |storage| (*source, *storage)))
+        .collect();
+    let (next, built) = (AtomicUsize::new(0), Mutex::new(Ok(Programs::new())));
+    let work = || {
+        while let Some((source, storage)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let program = build(context, cache, source, *storage);
+            let mut built = locked(&built);
+            match (built.as_mut(), program) {
+                (Ok(programs), Ok(program)) => {
+                    programs.insert((source.name, *storage), Arc::new(program));
+                }
+                (Ok(_), Err(error)) => *built = Err(error),
+                (Err(_), _) => return,
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    built.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What the compiler is told, from what the device reports.
+pub(crate) fn options(context: &Context, storage: DType) -> String {
+    let facts = &context.listed.facts;
+    let mut options = format!("-cl-std=CL1.2 -DTHREADS={}", crate::ops::threads(facts));
+    if facts.rounded {
+        options += " -cl-fp32-correctly-rounded-divide-sqrt";
+    }
+    if FLOATS.contains(&storage) {
+        let _ = write!(options, " -DSTORAGE_{}", storage.to_string().to_uppercase());
+    }
+    options
+}
+
+fn build(
+    context: &Context,
+    cache: &Cache,
+    source: &'static Source,
+    storage: DType,
+) -> Result<Program, OpenClError> {
+    let options = options(context, storage);
+    let key = cache.key(source.text, &options);
+    let stored = cache.load(&key).and_then(|binary| from_binary(context, &binary, &options).ok());
+    if let Some(raw) = stored {
+        return Ok(Program { name: source.name, storage, raw });
+    }
+    let program = Program { name: source.name, storage, raw: from_source(context, source.text)? };
+    if let Err(error) = compile(context, program.raw, &options) {
+        return match error {
+            OpenClError::Call { code, .. } if code.0 == ffi::CL_BUILD_PROGRAM_FAILURE => {
+                let (name, log) = (context.listed.facts.name.clone(), log(context, program.raw));
+                Err(OpenClError::Build { program: source.name, name, log })
+            }
+            error => Err(error),
+        };
+    }
+    // A cache that cannot be written is no error: the next start compiles again.
+    if let Ok(binary) = binary(program.raw) {
+        cache.store(&key, &binary);
+    }
+    Ok(program)
+}
+
+fn from_source(context: &Context, source: &str) -> Result<cl_program, OpenClError> {
+    let (text, length, mut code) = (source.as_ptr().cast(), source.len(), 0);
+    // SAFETY: the text has this length, the pointers are valid.
+    let raw = unsafe { ffi::clCreateProgramWithSource(context.raw, 1, &text, &length, &mut code) };
+    check("clCreateProgramWithSource", code).map(|()| raw)
+}
+
+fn from_binary(context: &Context, binary: &[u8], options: &str) -> Result<cl_program, OpenClError> {
+    let (device, length, bytes) = (context.listed.ids.device, binary.len(), binary.as_ptr());
+    let (mut status, mut code) = (0, 0);
+    // SAFETY: one device, one binary of this length; the pointers are valid.
+    let raw = unsafe {
+        ffi::clCreateProgramWithBinary(context.raw, 1, &device, &length, &bytes, &mut status, &mut code)
+    };
+    check("clCreateProgramWithBinary", code)?;
+    check("clCreateProgramWithBinary", status).and_then(|()| compile(context, raw, options)).map(|()| raw)
+}
+
+fn compile(context: &Context, program: cl_program, options: &str) -> Result<(), OpenClError> {
+    let options = CString::new(options).unwrap_or_default();
+    let device = context.listed.ids.device;
+    // SAFETY: the program is of this context, the options end in 0, and the call waits for the end.
+    let code = unsafe { ffi::clBuildProgram(program, 1, &device, options.as_ptr(), None, null_mut()) };
+    check("clBuildProgram", code)
+}
+
+fn log(context: &Context, program: cl_program) -> String {
+    let bytes = info("clGetProgramBuildInfo", |size, value, wanted| {
+        let (device, key) = (context.listed.ids.device, ffi::CL_PROGRAM_BUILD_LOG);
+        // SAFETY: the program is of this device; `info` passes room of `size` bytes.
+        unsafe { ffi::clGetProgramBuildInfo(program, device, key, size, value, wanted) }
+    });
+    bytes.map_or_else(|error| error.to_string(), text)
+}
+
+/// The machine code, in the driver's own form.
+fn binary(program: cl_program) -> Result<Vec<u8>, OpenClError> {
+    let mut size = 0_usize;
+    // SAFETY: the program has one device, so the answer is one size.
+    let code = unsafe {
+        let (key, room) = (ffi::CL_PROGRAM_BINARY_SIZES, size_of::<usize>());
+        ffi::clGetProgramInfo(program, key, room, (&raw mut size).cast(), null_mut())
+    };
+    check("clGetProgramInfo", code)?;
+    let mut bytes = vec![0_u8; size];
+    let mut places = [bytes.as_mut_ptr()];
+    // SAFETY: the program has one device, so the answer is one binary of `size` bytes, written where the place says.
+    let code = unsafe {
+        let (key, room) = (ffi::CL_PROGRAM_BINARIES, size_of_val(&places));
+        ffi::clGetProgramInfo(program, key, room, places.as_mut_ptr().cast(), null_mut())
+    };
+    check("clGetProgramInfo", code).map(|()| bytes)
+}

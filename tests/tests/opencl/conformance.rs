@@ -1,0 +1,34 @@
+//! Every op by its definition.
+
+use crate::devices::devices;
+use half::{bf16, f16};
+use moe_core::ops::{Combine, Gather, Merge, Sort};
+use moe_opencl::Float;
+use moe_tests::{Report, check_memory, check_op};
+
+fn conforms<T: Float>(test: &str) {
+    for device in devices(test) {
+        let mut report = Report::new();
+        check_memory::<T, _>(device, &mut report);
+        check_op::<Combine<T>, T, _>(device, &mut report);
+        check_op::<Gather<T>, T, _>(device, &mut report);
+        check_op::<Sort<T>, T, _>(device, &mut report);
+        check_op::<Merge, T, _>(device, &mut report);
+        assert!(report.failures().is_empty() && report.passed() > 0, "{device:?}: {report}");
+    }
+}
+
+#[test]
+fn opencl_conforms_in_f32() {
+    conforms::<f32>("opencl_conforms_in_f32");
+}
+
+#[test]
+fn opencl_conforms_in_bf16() {
+    conforms::<bf16>("opencl_conforms_in_bf16");
+}
+
+#[test]
+fn opencl_conforms_in_f16() {
+    conforms::<f16>("opencl_conforms_in_f16");
+}

@@ -1,0 +1,4 @@
+//! OpenCL devices, all that the loader finds: the conformance suite.
+
+mod conformance;
+mod devices;

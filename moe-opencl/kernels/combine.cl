@@ -6,7 +6,7 @@ typedef struct {
     uint tokens, top_k, width, rows;
 } CombineParams;
 
-float4 with_base(float4 sum, global const T *base, global const float *scale, ulong token, ulong at, uint count) {
+FN float4 with_base(float4 sum, global const T *base, global const float *scale, ulong token, ulong at, uint count) {
     if (!base) return sum;
     return fma((float4)(scale ? scale[token] : 1.0f), load_upto4(base, at, count), sum);
 }

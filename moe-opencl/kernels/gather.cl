@@ -8,7 +8,7 @@ typedef struct {
 } GatherParams;
 
 // The row of `out` for row `row`, or one past its end.
-ulong place_of(global const uint *offsets, const GatherParams p, ulong row) {
+FN ulong place_of(global const uint *offsets, const GatherParams p, ulong row) {
     if (!p.pitch) return row;
     uint low = 0, high = p.groups;
     while (high - low > 1) {

@@ -16,30 +16,42 @@
 #define OUT(type, name) global type *name, ulong name##_start
 #define OPEN(name) name += name##_start
 
-#if defined(STORAGE_BF16)
-typedef ushort T;
-uint narrow_bits(uint bits) {
-    // Rounds to nearest, ties to even; a NaN stays one.
-    return (bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}
-float widen(T v) { return as_float((uint)v << 16); }
-T narrow(float v) { return (T)narrow_bits(as_uint(v)); }
-float load(global const T *p, ulong at) { return widen(p[at]); }
-float4 load4(global const T *p, ulong at) { return as_float4(convert_uint4(vload4(0, p + at)) << 16); }
-void store(float v, global T *p, ulong at) { p[at] = narrow(v); }
-#elif defined(STORAGE_F16)
-typedef ushort T;
-float load(global const T *p, ulong at) { return vload_half(at, (global const half *)p); }
-float4 load4(global const T *p, ulong at) { return vload_half4(0, (global const half *)(p + at)); }
-void store(float v, global T *p, ulong at) { vstore_half_rte(v, at, (global half *)p); }
-#else
+#define FN static inline __attribute__((always_inline))
+
+// What STORAGE can be.
+#define F32 0
+#define BF16 1
+#define F16 2
+
+#if STORAGE == F32
 typedef float T;
-float load(global const T *p, ulong at) { return p[at]; }
-float4 load4(global const T *p, ulong at) { return vload4(0, p + at); }
-void store(float v, global T *p, ulong at) { p[at] = v; }
+FN float widen(T v) { return v; }
+FN T narrow(float v) { return v; }
+FN float4 load4(global const T *p, ulong at) { return vload4(0, p + at); }
+#elif STORAGE == BF16
+typedef ushort T;
+FN float widen(T v) { return as_float((uint)v << 16); }
+// Rounds to nearest, ties to even; a NaN stays one.
+FN T narrow(float v) {
+    uint bits = as_uint(v);
+    return (T)(isnan(v) ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+FN float4 load4(global const T *p, ulong at) { return as_float4(convert_uint4(vload4(0, p + at)) << 16); }
+#else
+typedef ushort T;
+FN float widen(T v) { return vload_half(0, (const half *)&v); }
+FN T narrow(float v) {
+    T bits;
+    vstore_half_rte(v, 0, (half *)&bits);
+    return bits;
+}
+FN float4 load4(global const T *p, ulong at) { return vload_half4(0, (global const half *)(p + at)); }
 #endif
 
-void store4(float4 v, global T *p, ulong at) {
+FN float load(global const T *p, ulong at) { return widen(p[at]); }
+FN void store(float v, global T *p, ulong at) { p[at] = narrow(v); }
+
+FN void store4(float4 v, global T *p, ulong at) {
     store(v.s0, p, at);
     store(v.s1, p, at + 1);
     store(v.s2, p, at + 2);
@@ -47,11 +59,11 @@ void store4(float4 v, global T *p, ulong at) {
 }
 
 // As load4 and store4, where only the first `count` elements exist; the others are 0 and not written.
-float4 load_upto4(global const T *p, ulong at, uint count) {
+FN float4 load_upto4(global const T *p, ulong at, uint count) {
     if (count >= 4) return load4(p, at);
     return (float4)(load(p, at), count > 1 ? load(p, at + 1) : 0.0f, count > 2 ? load(p, at + 2) : 0.0f, 0.0f);
 }
-void store_upto4(float4 v, global T *p, ulong at, uint count) {
+FN void store_upto4(float4 v, global T *p, ulong at, uint count) {
     if (count >= 4) {
         store4(v, p, at);
         return;
@@ -61,10 +73,10 @@ void store_upto4(float4 v, global T *p, ulong at, uint count) {
     if (count > 2) store(v.s2, p, at + 2);
 }
 
-float power_of_two(int n) { return as_float((n + 127) << 23); }
+FN float power_of_two(int n) { return as_float((n + 127) << 23); }
 
 // The project's own e^x (moe_core::Accum::fixed_exp), bit for bit.
-float fixed_exp(float x) {
+FN float fixed_exp(float x) {
     if (isnan(x)) return x;
     if (x > 88.72284f) return INFINITY;
     if (x < -103.97208f) return 0.0f;
@@ -83,7 +95,7 @@ float fixed_exp(float x) {
     return sum * power_of_two(low) * power_of_two(whole - low);
 }
 
-float fixed_sigmoid(float x) {
+FN float fixed_sigmoid(float x) {
     float e = fixed_exp(x < 0.0f ? x : -x);
     return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }

@@ -2,7 +2,7 @@
 
 // The sum of the values of the work items before this one; `total` becomes that of all. Every work item of a group of THREADS
 // calls it; `sums` has THREADS places.
-ulong scan_in_group(ulong value, local ulong *sums, ulong *total) {
+FN ulong scan_in_group(ulong value, local ulong *sums, ulong *total) {
     uint at = get_local_id(0);
     ulong sum = value;
     for (uint by = 1; by < THREADS; by *= 2) {

@@ -12,7 +12,7 @@ typedef struct {
 
 // Of the THREADS slots of a group from `first` on: this work item's expert, or experts if it has none, the number of equal ones
 // before it, and whether it is the last of them.
-uint nth_of_equals(global const uint *ids, const SortParams p, ulong first, ulong end, local uint *tile, uint *expert, bool *last) {
+FN uint nth_of_equals(global const uint *ids, const SortParams p, ulong first, ulong end, local uint *tile, uint *expert, bool *last) {
     uint thread = get_local_id(0);
     ulong slot = first + thread;
     uint own = slot < end ? min(ids[slot], p.experts) : p.experts;
@@ -110,7 +110,7 @@ void sort_place(IN(uint, ids), OUT(uint, table), IN(uint, starts), OUT(uint, row
 }
 
 // Grows with the weight; both zeros are equal, NaN is lightest.
-uint heaviness(float weight) {
+FN uint heaviness(float weight) {
     if (isnan(weight)) return 0;
     uint bits = weight == 0.0f ? 0 : as_uint(weight);
     return bits >> 31 ? ~bits : bits | 0x80000000u;

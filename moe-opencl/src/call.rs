@@ -114,6 +114,7 @@ impl<'a, O: Op> Call<'a, O> {
         view.map_or(Ok(Place::NONE), |view| self.read(what, view))
     }
 
+    #[expect(dead_code, reason = "the products' optional outputs come next")]
     pub(crate) fn write_some<T: Elem>(
         &self,
         what: &'static str,
@@ -122,6 +123,7 @@ impl<'a, O: Op> Call<'a, O> {
         view.map_or(Ok(Place::NONE), |view| self.write(what, view))
     }
 
+    #[expect(dead_code, reason = "the products' weights come next")]
     /// Weights as they are: this backend has no layout of its own.
     pub(crate) fn weight<T: Scalar>(
         &self,

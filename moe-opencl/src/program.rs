@@ -23,7 +23,7 @@ pub(crate) struct Source {
     pub(crate) storage: &'static [DType],
 }
 
-/// Storage types of programs that hold elements.
+/// Storage types of programs that hold elements, in the order of their numbers in `kernels/prelude.cl`.
 pub(crate) const FLOATS: &[DType] = &[DType::F32, DType::Bf16, DType::F16];
 /// Of programs that hold none.
 pub(crate) const NO_STORAGE: &[DType] = &[DType::U32];
@@ -127,9 +127,8 @@ pub(crate) fn options(context: &Context, storage: DType) -> String {
     if facts.rounded {
         options += " -cl-fp32-correctly-rounded-divide-sqrt";
     }
-    if FLOATS.contains(&storage) {
-        let _ = write!(options, " -DSTORAGE_{}", storage.to_string().to_uppercase());
-    }
+    let number = FLOATS.iter().position(|float| *float == storage).unwrap_or(0);
+    let _ = write!(options, " -DSTORAGE={number}");
     options
 }
 

@@ -35,6 +35,7 @@
 //! which one thread per rank does by itself.
 
 pub mod channel;
+pub mod checkpoint;
 mod collectives;
 mod fingerprint;
 mod frame;

@@ -20,6 +20,7 @@ use moe_core::{
     AdamWOptions, Collective, ConfigError, Device, Error, Grads, MoeConfig, MoeDevice, MoeLayer, Reduce,
     Runner, Scalar, Session, TENSORS, Tensors, whole, whole_mut,
 };
+use std::ops::Range;
 
 /// Shards layers of one size over a mesh.
 ///
@@ -239,7 +240,16 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Fsdp<D, T, C> {
         Ok(())
     }
 
-    /// This rank's shard of a tensor.
+    /// The elements of the layer's tensor that this rank's shard consists of, and the shard's place in the buffers of [`Shards`].
+    pub(crate) fn shard_of(
+        &self,
+        tensor: usize,
+    ) -> Option<(impl Iterator<Item = Range<usize>> + use<T, D, C>, Range<usize>)> {
+        let (cut, own) = self.layout.tensors[tensor].as_ref()?;
+        Some((cut.pieces(self.rank_of(tensor)), own.clone()))
+    }
+
+    /// This rank's place in the group of a tensor's shards.
     fn rank_of(&self, tensor: usize) -> usize {
         let group = match crate::gradients::RULES[tensor].shards {
             Span::Fsdp => &self.fsdp,

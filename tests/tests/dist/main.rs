@@ -1,5 +1,6 @@
 //! Many ranks.
 
+mod checkpoint;
 mod mesh;
 mod ranks;
 mod rules;

@@ -2,7 +2,7 @@
 //! `adam.SET.NAME` for the optimizer. Names and shapes are those of the whole layer, however it was spread.
 
 use super::runs::joined;
-use super::{Checkpoint, CheckpointError, Piece};
+use super::{Checkpoint, CheckpointError, Loaded, Piece};
 use crate::gradients::RULES;
 use crate::mesh::{Coordinates, Mesh, Span};
 use moe_core::{
@@ -48,7 +48,7 @@ pub fn load_layer<T: Scalar, D: MoeDevice<T>>(
     checkpoint: &mut Checkpoint,
     device: &D,
     options: AdamWOptions,
-) -> Result<(MoeLayer<D, T>, AdamW<D, T>), CheckpointError> {
+) -> Loaded<D, T, AdamW<D, T>> {
     let layer = parts.load_weights(checkpoint, device)?;
     let mut state = vec![parts.load_steps(checkpoint)?];
     for set in sets::<T>() {

@@ -28,7 +28,7 @@ pub use read::Checkpoint;
 pub use shards::{load_shards, save_shards};
 pub use write::write;
 
-use moe_core::{DType, StateTensor};
+use moe_core::{DType, MoeLayer, StateTensor};
 use safetensors::Dtype;
 use std::ops::Range;
 
@@ -52,6 +52,9 @@ impl Piece {
         Self { tensor, whole, runs }
     }
 }
+
+/// A layer, and what belongs to its optimizer.
+type Loaded<D, T, O> = Result<(MoeLayer<D, T>, O), CheckpointError>;
 
 /// Elements of a shape.
 fn elements(shape: &[usize]) -> usize {

@@ -2,7 +2,7 @@
 
 use super::layer::{LayerParts, OPTIMIZER, SELECTION_BIAS, STEPS, WEIGHTS, sets};
 use super::runs::joined;
-use super::{Checkpoint, CheckpointError, Piece};
+use super::{Checkpoint, CheckpointError, Loaded, Piece};
 use crate::fsdp::{Fsdp, Shards};
 use crate::gradients::RULES;
 use moe_core::{
@@ -65,7 +65,7 @@ pub fn load_shards<T: Scalar, D: MoeDevice<T>, C: Collective<D>>(
     session: &Session<D>,
     fsdp: &Fsdp<D, T, C>,
     options: AdamWOptions,
-) -> Result<(MoeLayer<D, T>, Shards<D, T>), CheckpointError> {
+) -> Loaded<D, T, Shards<D, T>> {
     let layer = parts.load_weights(checkpoint, session.device())?;
     let mut shards = fsdp.shard(session, &layer, options).map_err(CheckpointError::layer)?;
     let words: Vec<u32> = bytemuck::pod_collect_to_vec(&parts.load_steps(checkpoint)?.bytes);

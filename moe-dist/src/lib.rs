@@ -37,18 +37,24 @@
 pub mod channel;
 pub mod checkpoint;
 mod collectives;
+mod fault;
 mod fingerprint;
 mod frame;
 pub mod fsdp;
 pub mod gradients;
 mod group;
+mod key;
+mod launch;
 mod member;
 pub mod mesh;
 mod notice;
 mod reduce;
+mod socket;
 mod staging;
 mod transport;
 mod world;
 
 pub use group::Group;
-pub use world::World;
+pub use key::Key;
+pub use launch::Launch;
+pub use world::{ConnectError, World};

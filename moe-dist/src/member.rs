@@ -1,5 +1,6 @@
 //! Member: a rank's place in a group, and the rounds of frames that a collective is made of.
 
+use crate::fault;
 use crate::fingerprint;
 use crate::frame::{Header, Operation};
 use crate::notice::Notice;
@@ -124,6 +125,7 @@ impl Member {
             frame_elements: 0,
             bytes: 0,
         };
+        fault::begin(called.operation);
         let deadline = now.checked_add(self.timeout).unwrap_or(now + Duration::from_secs(1 << 30));
         let mut call = Call { member: self, transport: self.end.transport(), header, deadline };
         let result = work(&mut call);
@@ -131,7 +133,8 @@ impl Member {
         result.map_err(|stop| self.fail(called.operation, stop))
     }
 
-    fn fail(&self, operation: Operation, stop: Stop) -> CollectiveError {
+    /// Closes the world for what stopped an operation.
+    pub(crate) fn fail(&self, operation: Operation, stop: Stop) -> CollectiveError {
         let notice = match stop {
             Stop::Told(notice) => notice,
             Stop::Failed { rank, fault, detail } => {

@@ -1,15 +1,18 @@
 //! World: all ranks, and the making of groups of them.
 
 use crate::fingerprint::digest;
+use crate::frame::Operation;
 use crate::group::Group;
-use crate::member::Member;
+use crate::launch::Launch;
+use crate::member::{Called, Member};
 use crate::notice::Notice;
-use crate::transport::Transport;
-use moe_core::{ConfigError, Device};
+use crate::transport::{Stop, Transport};
+use crate::{collectives, socket};
+use moe_core::{CollectiveError, ConfigError, Device};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an operation may take unless said otherwise.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -18,6 +21,18 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 pub struct World {
     end: Arc<End>,
     timeout: Duration,
+}
+
+/// Why the ranks did not come together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The launch is wrong; nothing was tried.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A rank did not come, is gone, or is none. The operation is `connect` of the group `world`.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
 }
 
 /// What the groups of a rank share.
@@ -49,6 +64,29 @@ impl World {
             run,
         };
         Self { end: Arc::new(end), timeout: TIMEOUT }
+    }
+
+    /// Meets the other processes of `launch`, and returns when all are connected, at the latest after `timeout`. Each rank
+    /// holds two connections to every other. No thread is started.
+    ///
+    /// Beyond the loopback the launch needs a key, and every frame is encrypted.
+    ///
+    /// # Errors
+    /// [`ConnectError`], of which as many ranks as can be reached are told the same.
+    pub fn connect(launch: &Launch, timeout: Duration) -> Result<Self, ConnectError> {
+        socket::connect(launch, timeout)
+    }
+
+    /// The end of connecting: all ranks hear from all, or of what went wrong.
+    pub(crate) fn assemble(&self, met: Result<(), Stop>, deadline: Instant) -> Result<(), CollectiveError> {
+        let all: Vec<_> = (0..self.size()).collect();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let id = self.end.register("world", &all);
+        let member = Member::new(self.end.clone(), "world", id, &all, self.rank(), left);
+        if let Err(stop) = met {
+            return Err(member.fail(Operation::Connect, stop));
+        }
+        member.run(Called::new(Operation::Connect, None), collectives::barrier)
     }
 
     /// This rank.

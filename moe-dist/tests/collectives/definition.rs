@@ -1,6 +1,6 @@
 //! What each operation is, in the plainest way, for all element types, numbers of ranks and lengths, bit for bit.
 
-use crate::rig::{groups, values, worlds};
+use super::rig::{groups, values, worlds};
 use half::{bf16, f16};
 use moe_core::{Collective, Host, Reduce, Reducible, View, ViewMut};
 

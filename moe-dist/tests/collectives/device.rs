@@ -1,6 +1,6 @@
 //! A device whose memory the host cannot read: elements are downloaded and uploaded.
 
-use crate::rig::{cause, gist, worlds};
+use super::rig::{cause, gist, worlds};
 use moe_core::{
     Collective, CollectiveFault, Device, Elem, Host, HostError, In, Out, Reduce, View, ViewMut, first, whole,
     whole_mut,

@@ -1,14 +1,14 @@
 //! Ranks as threads, and values for them.
 
 use moe_core::{CollectiveError, DType, Elem, Host};
-use moe_dist::{Group, World, channel};
+use moe_dist::{Group, World};
 use std::thread;
 
 /// Runs `work` as every rank of a world, and returns what it returned, in rank order.
 pub(crate) fn worlds<R: Send>(ranks: usize, work: impl Fn(World) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
         let start = |world| scope.spawn(|| work(world));
-        let threads: Vec<_> = channel::world(ranks).into_iter().map(start).collect();
+        let threads: Vec<_> = super::ends(ranks).into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }

@@ -1,0 +1,130 @@
+//! Calling another rank.
+
+use super::noise::{Greeting, RECORD, Realm, SECOND};
+use super::wait::{READ, WRITE, wait};
+use crate::fault::{self, Point};
+use moe_core::CollectiveFault;
+use snow::TransportState;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often a handshake that the other side breaks off is tried again: it may have had too many strangers at its door.
+const ATTEMPTS: u32 = 5;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct Unreached {
+    pub(crate) fault: CollectiveFault,
+    pub(crate) detail: String,
+}
+
+/// A connection to the first of `addresses` that answers, until `deadline`. `note` makes what the called rank is told, from
+/// this side's address.
+pub(crate) fn dial(
+    realm: &Realm,
+    greeting: Greeting,
+    addresses: &[SocketAddr],
+    patient: bool,
+    mut note: impl FnMut(SocketAddr) -> io::Result<Vec<u8>>,
+    deadline: Instant,
+) -> Result<(TcpStream, TransportState), Unreached> {
+    let mut broken = 0;
+    loop {
+        let mut last = None;
+        for address in addresses {
+            fault::at(Point::Connect);
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let stream = match TcpStream::connect_timeout(address, left) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    last = Some(format!("{address}: {error}"));
+                    continue;
+                }
+            };
+            match shake(realm, greeting, stream, &mut note, deadline) {
+                Ok(connection) => return Ok(connection),
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    let detail = format!("{address} does not answer the handshake");
+                    return Err(Unreached { fault: CollectiveFault::Deadline, detail });
+                }
+                Err(error) => {
+                    broken += 1;
+                    let detail = format!(
+                        "{address} broke off the handshake ({error}): its key, run, world size or version is another, \
+                         or the rank is taken"
+                    );
+                    if broken == ATTEMPTS {
+                        return Err(Unreached { fault: CollectiveFault::Protocol, detail });
+                    }
+                    last = Some(detail);
+                }
+            }
+        }
+        let detail = last.unwrap_or_else(|| "there is no address to call".into());
+        if Instant::now() + PAUSE >= deadline {
+            return Err(Unreached { fault: CollectiveFault::Deadline, detail });
+        }
+        if !patient && broken == 0 {
+            return Err(Unreached { fault: CollectiveFault::Lost, detail });
+        }
+        sleep(PAUSE);
+    }
+}
+
+fn shake(
+    realm: &Realm,
+    greeting: Greeting,
+    mut stream: TcpStream,
+    note: &mut impl FnMut(SocketAddr) -> io::Result<Vec<u8>>,
+    deadline: Instant,
+) -> io::Result<(TcpStream, TransportState)> {
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    let (first, mut state) = realm.call(greeting).map_err(io::Error::other)?;
+    write_all(&mut stream, &first, deadline)?;
+    fault::at(Point::Handshake);
+    let mut second = [0; SECOND];
+    read_exact(&mut stream, &mut second, deadline)?;
+    state.read_message(&second, &mut []).map_err(io::Error::other)?;
+    let mut state = state.into_transport_mode().map_err(io::Error::other)?;
+    let mut record = vec![0; RECORD];
+    let note = note(stream.local_addr()?)?;
+    let len = state.write_message(&note, &mut record).map_err(io::Error::other)?;
+    write_all(&mut stream, &record[..len], deadline)?;
+    Ok((stream, state))
+}
+
+fn ready(stream: &TcpStream, want: super::wait::Want, deadline: Instant) -> io::Result<()> {
+    if wait(&[(stream.as_fd(), want)], deadline)?[0] { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
+}
+
+fn write_all(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => ready(stream, WRITE, deadline)?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn read_exact(stream: &mut TcpStream, bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+    let mut have = 0;
+    while have < bytes.len() {
+        match stream.read(&mut bytes[have..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => ready(stream, READ, deadline)?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

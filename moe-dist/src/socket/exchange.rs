@@ -1,0 +1,170 @@
+//! The transport over sockets: sends and receives on all data connections at once, and listens to the control connections
+//! meanwhile. One thread, the caller's.
+
+use super::control::Message;
+use super::lines::Lines;
+use super::wait::{READ, Want, wait};
+use crate::fault::{self, Point};
+use crate::frame::HEADER;
+use crate::notice::Notice;
+use crate::transport::{Pair, Stop, Transport};
+use moe_core::CollectiveFault;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+/// How long the cause of a connection's end may take to arrive on a control connection.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+pub(crate) struct Sockets {
+    lines: Lines,
+}
+
+/// How far a pair's frames are.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    sent: usize,
+    /// all bytes have left
+    out: bool,
+    received: usize,
+    /// the frame is here, or one that was not expected
+    here: bool,
+    header: Header,
+}
+
+#[derive(Clone, Copy)]
+struct Header([u8; HEADER]);
+
+impl Default for Header {
+    fn default() -> Self {
+        Self([0; HEADER])
+    }
+}
+
+impl Sockets {
+    pub(crate) fn new(lines: Lines) -> Self {
+        Self { lines }
+    }
+
+    fn send(&mut self, pair: &Pair<'_>, progress: &mut Progress) -> io::Result<()> {
+        let wire = self.lines.data(pair.peer).ok_or(ErrorKind::NotConnected)?;
+        let parts = [&pair.header[..], pair.payload[0], pair.payload[1]];
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        while progress.sent < total {
+            let sent = match fault::cut(progress.sent, parts) {
+                None => wire.send(&parts, progress.sent)?,
+                Some(part) => wire.send(&[part], 0)?,
+            };
+            progress.sent += sent;
+        }
+        progress.out = wire.flush()?;
+        Ok(())
+    }
+
+    fn receive(&mut self, pair: &mut Pair<'_>, progress: &mut Progress) -> io::Result<()> {
+        let wire = self.lines.data(pair.peer).ok_or(ErrorKind::NotConnected)?;
+        let [first, second] = &mut pair.target;
+        let total = HEADER + first.len() + second.len();
+        while !progress.here {
+            let parts = [&mut progress.header.0[..], &mut **first, &mut **second];
+            match wire.receive(parts, progress.received)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                received => progress.received += received,
+            }
+            if progress.received >= HEADER {
+                pair.got = Some(progress.header.0);
+                progress.here = progress.received == total || progress.header.0 != pair.want;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a data connection ended: what a rank has said about it, or that the peer is gone.
+    fn ended(&mut self, rank: usize, error: &io::Error, deadline: Instant) -> Stop {
+        let until = deadline.min(Instant::now() + LAST_WORDS);
+        loop {
+            if let Some(notice) = self.lines.told() {
+                return Stop::Told(notice);
+            }
+            if self.lines.silent(rank) || Instant::now() >= until {
+                break;
+            }
+            let controls: Vec<_> = self.lines.control_sockets().map(|socket| (socket, READ)).collect();
+            if wait(&controls, until).is_err() {
+                break;
+            }
+        }
+        let fault = match error.kind() {
+            ErrorKind::InvalidData => CollectiveFault::Protocol,
+            _ => CollectiveFault::Lost,
+        };
+        let detail = match error.kind() {
+            ErrorKind::UnexpectedEof => "its connection ended without a word".into(),
+            _ => error.to_string(),
+        };
+        Stop::Failed { rank, fault, detail }
+    }
+
+    /// Waits until a pair can go on.
+    fn wait(&mut self, pairs: &[Pair<'_>], progress: &[Progress], deadline: Instant) -> Result<(), Stop> {
+        let mut sockets = Vec::with_capacity(2 * pairs.len());
+        for (pair, progress) in pairs.iter().zip(progress) {
+            let want = Want { read: !progress.here, write: !progress.out };
+            if let Some(socket) = self.lines.data_socket(pair.peer).filter(|_| want.read || want.write) {
+                sockets.push((socket, want));
+            }
+        }
+        let data = sockets.len();
+        sockets.extend(self.lines.control_sockets().map(|socket| (socket, READ)));
+        let ready = wait(&sockets, deadline).map_err(|error| {
+            let (rank, fault) = (pairs.first().map_or(0, |pair| pair.peer), CollectiveFault::Device);
+            Stop::Failed { rank, fault, detail: error.to_string() }
+        })?;
+        // Frames that are here go before the news.
+        if !ready[..data].contains(&true)
+            && ready[data..].contains(&true)
+            && let Some(notice) = self.lines.told()
+        {
+            return Err(Stop::Told(notice));
+        }
+        if !ready.contains(&true) && Instant::now() >= deadline {
+            let late = |(_, progress): &(&Pair<'_>, &Progress)| !progress.here;
+            let all = || pairs.iter().zip(progress);
+            let rank = all().find(late).or_else(|| all().next()).map_or(0, |(pair, _)| pair.peer);
+            return Err(Stop::Failed { rank, fault: CollectiveFault::Deadline, detail: String::new() });
+        }
+        Ok(())
+    }
+}
+
+impl Transport for Sockets {
+    fn exchange(&mut self, pairs: &mut [Pair<'_>], deadline: Instant) -> Result<(), Stop> {
+        let mut progress = vec![Progress::default(); pairs.len()];
+        loop {
+            for (pair, progress) in pairs.iter_mut().zip(&mut progress) {
+                for done in [self.send(pair, progress), self.receive(pair, progress)] {
+                    match done {
+                        Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                            return Err(self.ended(pair.peer, &error, deadline));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            if progress.iter().all(|progress| progress.here && progress.out) {
+                fault::at(Point::Return);
+                return Ok(());
+            }
+            let differs = pairs.iter().any(|pair| pair.got.is_some_and(|got| got != pair.want));
+            let heard =
+                |(pair, progress): (&Pair<'_>, &Progress)| pair.got.is_some() && progress.sent >= HEADER;
+            if differs && pairs.iter().zip(&progress).all(heard) {
+                return Ok(());
+            }
+            self.wait(pairs, &progress, deadline)?;
+        }
+    }
+
+    fn announce(&mut self, notice: &Notice) {
+        self.lines.tell_all(&Message::Notice(notice.clone()));
+    }
+}

@@ -5,7 +5,8 @@ use crate::error::CudaError;
 use crate::order::{Uses, Work, locked};
 use crate::stream::Stream;
 use cudarc::driver::sys::{
-    self, CUmemAllocationType, CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult,
+    self, CUdevice, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationType, CUmemLocation,
+    CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult,
 };
 use moe_core::{Elem, OpId};
 use std::fmt;
@@ -40,6 +41,21 @@ impl Pool {
             check("cuMemPoolSetAttribute", sys::cuMemPoolSetAttribute(raw, key, (&raw mut keep).cast()))?;
         }
         Ok(Self { context: context.clone(), raw })
+    }
+
+    /// Lets `devices`, which can, read and write its memory.
+    pub(crate) fn open_to(&self, devices: &[CUdevice]) -> Result<(), CudaError> {
+        self.context.bind()?;
+        let access = |&device: &CUdevice| CUmemAccessDesc {
+            location: CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device },
+            flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        let map: Vec<_> = devices.iter().map(access).collect();
+        if map.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the pool lives as long as `self`, the pointer is valid for as many as are said to be there.
+        check("cuMemPoolSetAccess", unsafe { sys::cuMemPoolSetAccess(self.raw, map.as_ptr(), map.len()) })
     }
 }
 

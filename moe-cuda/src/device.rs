@@ -72,6 +72,15 @@ impl Cuda {
         (self.0.facts.major, self.0.facts.minor)
     }
 
+    /// Lets the other GPUs of this process, where they can, read and write this one's buffers, those there are and those to come:
+    /// NCCL moves elements between threads' GPUs from buffer to buffer.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn open_to_peers(&self) -> Result<(), CudaError> {
+        self.0.pool.open_to(&self.context().peers()?)
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.0.facts
     }
@@ -184,12 +193,14 @@ impl Device for Cuda {
         from: &Stream,
         to: &Stream,
     ) -> Result<(), CudaError> {
+        from.intact()?;
         to.follow(from)?;
         buffer.give_to(to);
         Ok(())
     }
 
     fn record(&self, stream: &Stream) -> Result<Event, CudaError> {
+        stream.intact()?;
         Event::record(stream)
     }
 

@@ -13,6 +13,7 @@ const SYMBOLS: &[&str] = &[
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
+    "cuDeviceCanAccessPeer",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
     "cuCtxSetCurrent",
@@ -32,10 +33,12 @@ const SYMBOLS: &[&str] = &[
     "cuGraphExecDestroy",
     "cuEventCreate",
     "cuEventRecord",
+    "cuEventQuery",
     "cuEventDestroy_v2",
     "cuMemPoolCreate",
     "cuMemPoolDestroy",
     "cuMemPoolSetAttribute",
+    "cuMemPoolSetAccess",
     "cuMemAllocFromPoolAsync",
     "cuMemFreeAsync",
     "cuMemsetD8Async",
@@ -190,6 +193,26 @@ impl Context {
     /// Whether both are of one GPU.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.raw == other.raw
+    }
+
+    /// The other devices of this process that could read and write this one's memory.
+    pub(crate) fn peers(&self) -> Result<Vec<CUdevice>, CudaError> {
+        let mut peers = Vec::new();
+        for ordinal in 0..count()? {
+            let (mut peer, mut can) = (0, 0);
+            // SAFETY: the driver is started, the pointers are valid, both devices are the driver's own.
+            unsafe {
+                check("cuDeviceGet", sys::cuDeviceGet(&mut peer, ordinal as c_int))?;
+                if peer != self.device {
+                    let code = sys::cuDeviceCanAccessPeer(&mut can, peer, self.device);
+                    check("cuDeviceCanAccessPeer", code)?;
+                }
+            }
+            if can != 0 {
+                peers.push(peer);
+            }
+        }
+        Ok(peers)
     }
 
     /// Makes the context current to this thread.

@@ -1,7 +1,8 @@
 //! What can go wrong on a GPU.
 
 use cudarc::driver::sys::CUresult;
-use moe_core::{BackendError, DType, ErrorKind, OpId, ShapeError};
+use moe_core::{BackendError, CollectiveError, DType, ErrorKind, OpId, ShapeError};
+use std::sync::Arc;
 
 /// An error of [`Cuda`](crate::Cuda).
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,10 @@ pub enum CudaError {
         /// the argument
         what: &'static str,
     },
+    /// A collective operation on the stream was given up. Work behind it has run on unspecified values: go on from the last
+    /// checkpoint, on a new stream.
+    #[error("{0}; what the stream did after that is worthless")]
+    Collective(#[source] Arc<CollectiveError>),
     /// The driver refused a call.
     #[error("{call} failed: {code:?}")]
     Call {
@@ -116,7 +121,7 @@ impl BackendError for CudaError {
             Self::Shape(_) => ErrorKind::Shape,
             Self::Stream { .. } | Self::OtherDevice { .. } => ErrorKind::Stream,
             Self::Lacks { .. } | Self::Capture(_) => ErrorKind::Unsupported,
-            Self::Call { .. } | Self::Fault { .. } => ErrorKind::Fault,
+            Self::Collective(_) | Self::Call { .. } | Self::Fault { .. } => ErrorKind::Fault,
         }
     }
 }

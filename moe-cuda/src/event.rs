@@ -4,7 +4,7 @@ use crate::driver::{Context, check};
 use crate::error::CudaError;
 use crate::order::Past;
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUevent, CUevent_flags};
+use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -32,6 +32,19 @@ impl Event {
         // SAFETY: event and stream live, and belong to one context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(raw, stream.0.raw) })?;
         Ok(event)
+    }
+
+    /// Whether the stream has come to the mark. Does not wait.
+    ///
+    /// # Errors
+    /// The driver's; a fault of earlier work may surface here.
+    pub fn is_done(&self) -> Result<bool, CudaError> {
+        self.context.bind()?;
+        // SAFETY: the event lives, and was recorded.
+        match unsafe { sys::cuEventQuery(self.raw) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
     }
 
     /// Work put on `stream` from now on waits for the mark.

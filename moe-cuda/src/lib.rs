@@ -6,6 +6,7 @@
 //! event    marks between streams               graph    captured steps
 //! image    compiled kernels                    call     arguments and launches
 //! order    which work comes before which     tensor_map  boxes for the copy engine
+//! lend     streams and addresses for work of other libraries
 //! ops      one file per op, named as in moe-core; its kernels in kernels/ under the same name
 //! ```
 //!
@@ -20,6 +21,7 @@ mod error;
 mod event;
 mod graph;
 mod image;
+mod lend;
 mod ops;
 mod order;
 mod stream;
@@ -30,5 +32,6 @@ pub use device::Cuda;
 pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;
+pub use lend::Lent;
 pub use ops::Float;
 pub use stream::Stream;

@@ -65,6 +65,7 @@ impl<'a> Work<'a> {
     pub(crate) fn finish(self) -> Result<(), CudaError> {
         // SAFETY: the stream lives as long as the borrow.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream.0.raw) })?;
+        self.stream.intact()?;
         self.stream.0.clock.seen(self.at);
         Ok(())
     }

@@ -7,11 +7,12 @@ use crate::event::Event;
 use crate::graph::{Graph, Part};
 use crate::order::{Clock, Work, locked};
 use cudarc::driver::sys::{self, CUstream, CUstream_flags, CUstreamCaptureMode};
+use moe_core::CollectiveError;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 
 /// An ordered queue of work on one GPU. Clones are the same queue.
@@ -24,6 +25,8 @@ pub(crate) struct Queue {
     pub(crate) id: u64,
     pub(crate) clock: Clock,
     state: Mutex<State>,
+    /// why work on it was given up
+    failed: OnceLock<Arc<CollectiveError>>,
 }
 
 // SAFETY: the driver takes calls for one stream from any thread.
@@ -60,7 +63,24 @@ impl Stream {
             id,
             clock: Clock::default(),
             state: Mutex::default(),
+            failed: OnceLock::new(),
         })))
+    }
+
+    /// Says that a collective operation on this stream is being given up. All that is put on the stream or waits for it from now
+    /// on, and whoever waits already, gets [`CudaError::Collective`]: work behind the operation runs on unspecified values. The
+    /// first failure stays. For what runs collectives; it ends the operation after this, so that nobody takes that end for
+    /// success.
+    pub fn fail(&self, error: Arc<CollectiveError>) {
+        let _ = self.0.failed.set(error);
+    }
+
+    /// The error of a stream that has failed.
+    pub(crate) fn intact(&self) -> Result<(), CudaError> {
+        match self.0.failed.get() {
+            Some(error) => Err(CudaError::Collective(error.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Records the work that `step` puts on this stream, instead of running it; work on other streams runs at once. The graph keeps
@@ -121,6 +141,7 @@ impl Stream {
 
     /// Begins to put a piece of work on the stream.
     pub(crate) fn work(&self) -> Result<Work<'_>, CudaError> {
+        self.intact()?;
         self.0.context.bind()?;
         let work = Work::new(self);
         match &self.0.state().capture {
@@ -159,6 +180,7 @@ impl Stream {
         let at = self.0.clock.now();
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0.raw) })?;
+        self.intact()?;
         self.0.clock.seen(at);
         Ok(())
     }

@@ -59,3 +59,13 @@ impl Lent<'_> {
         Ok(buffer.address(range.start) as *mut c_void)
     }
 }
+
+impl Cuda {
+    /// Makes the GPU's primary context current to this thread, for libraries that go by it.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn make_current(&self) -> Result<(), CudaError> {
+        self.context().bind()
+    }
+}

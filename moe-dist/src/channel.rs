@@ -112,6 +112,17 @@ impl Transport for Channel {
         Ok(())
     }
 
+    #[cfg(feature = "nccl")]
+    fn news(&mut self, ranks: &[usize]) -> Option<Stop> {
+        let content = self.hub[self.rank].open();
+        if let Some(notice) = &content.notice {
+            return Some(Stop::Told(notice.clone()));
+        }
+        let rank = *ranks.iter().find(|&&rank| content.gone[rank])?;
+        let detail = "its end of the world was dropped".into();
+        Some(Stop::Failed { rank, fault: CollectiveFault::Lost, detail })
+    }
+
     fn announce(&mut self, notice: &Notice) {
         for inbox in self.others() {
             inbox.put(|content| content.notice = content.notice.take().or_else(|| Some(notice.clone())));

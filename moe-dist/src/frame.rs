@@ -41,7 +41,7 @@ pub(crate) enum Operation {
     Barrier,
     /// not one that frames carry: the call that closes a group
     Abort,
-    /// not one that frames carry: making the world
+    /// making a world, or what a device needs to take part in a group
     Connect,
 }
 

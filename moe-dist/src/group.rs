@@ -236,12 +236,17 @@ fn device_failed(
     Err(member.give_up(operation, CollectiveFault::Device, error.to_string()).because(error))
 }
 
-fn length(operation: Operation, what: &'static str, want: usize, got: usize) -> Result<(), ShapeError> {
+pub(crate) fn length(
+    operation: Operation,
+    what: &'static str,
+    want: usize,
+    got: usize,
+) -> Result<(), ShapeError> {
     expect(OpId(operation.name()), what, &[want], got)
 }
 
 /// There must be a count for each rank, and as many elements as the counts say.
-fn parts(
+pub(crate) fn parts(
     operation: Operation,
     ranks: usize,
     counts_name: &'static str,

@@ -47,6 +47,8 @@ mod key;
 mod launch;
 mod member;
 pub mod mesh;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod notice;
 mod reduce;
 mod socket;

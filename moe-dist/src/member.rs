@@ -11,6 +11,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// One rank's place in a group.
+#[derive(Clone)]
 pub(crate) struct Member {
     end: Arc<End>,
     name: &'static str,
@@ -91,6 +92,11 @@ impl Member {
     /// Counts the next operation, or says why there will be none.
     pub(crate) fn begin(&mut self) -> Result<(), CollectiveError> {
         self.sequence += 1;
+        self.open()
+    }
+
+    /// Whether the world is open, or why not.
+    pub(crate) fn open(&self) -> Result<(), CollectiveError> {
         self.end.closed().map_or(Ok(()), |notice| Err(notice.error()))
     }
 
@@ -131,6 +137,29 @@ impl Member {
         let result = work(&mut call);
         drop(call);
         result.map_err(|stop| self.fail(called.operation, stop))
+    }
+
+    /// The number of the operation that was begun last.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    #[cfg(feature = "nccl")]
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The same place at operation number `sequence`.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn at(&self, sequence: u64) -> Self {
+        Self { sequence, ..self.clone() }
+    }
+
+    /// What has come from the other members outside an operation. Does not wait.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn news(&self) -> Option<Stop> {
+        self.end.news(&self.ranks)
     }
 
     /// Closes the world for what stopped an operation.

@@ -13,6 +13,10 @@ pub(crate) trait Transport: Send {
     /// error when the headers of all pairs have been sent and received: the caller compares.
     fn exchange(&mut self, pairs: &mut [Pair<'_>], deadline: Instant) -> Result<(), Stop>;
 
+    /// Looks, without waiting, whether a rank has closed the world or one of `ranks` is gone. For operations that need no transport.
+    #[cfg(feature = "nccl")]
+    fn news(&mut self, ranks: &[usize]) -> Option<Stop>;
+
     /// Tells all ranks why the world is closed. Does not wait for them. Nothing is sent or received after it.
     fn announce(&mut self, notice: &Notice);
 }

@@ -11,6 +11,8 @@ use crate::{collectives, socket};
 use moe_core::{CollectiveError, ConfigError, Device};
 use std::collections::HashMap;
 use std::fmt;
+#[cfg(feature = "nccl")]
+use std::sync::TryLockError;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -117,6 +119,11 @@ impl World {
         name: &'static str,
         ranks: &[usize],
     ) -> Result<Group<D>, ConfigError> {
+        Ok(Group::new(device, self.member(name, ranks)?))
+    }
+
+    /// This rank's place in a group of `ranks`.
+    pub(crate) fn member(&self, name: &'static str, ranks: &[usize]) -> Result<Member, ConfigError> {
         let wrong = |wanted: String| ConfigError { field: "ranks", got: format!("{ranks:?}"), wanted };
         let size = self.size();
         for (at, &rank) in ranks.iter().enumerate() {
@@ -130,7 +137,7 @@ impl World {
         let me = ranks.iter().position(|&rank| rank == self.rank());
         let me = me.ok_or_else(|| wrong(format!("this rank, {}, is not among them", self.rank())))?;
         let id = self.end.register(name, ranks);
-        Ok(Group::new(device, Member::new(self.end.clone(), name, id, ranks, me, self.timeout)))
+        Ok(Member::new(self.end.clone(), name, id, ranks, me, self.timeout))
     }
 }
 
@@ -165,6 +172,21 @@ impl End {
 
     pub(crate) fn closed(&self) -> Option<&Notice> {
         self.closed.get()
+    }
+
+    /// Why an operation of `ranks` that needs no transport will not end, if a rank has closed the world or is gone. Does not wait:
+    /// while an operation uses the transport, that one finds out.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn news(&self, ranks: &[usize]) -> Option<Stop> {
+        if let Some(notice) = self.closed() {
+            return Some(Stop::Told(notice.clone()));
+        }
+        let mut transport = match self.transport.try_lock() {
+            Ok(transport) => transport,
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        transport.news(ranks)
     }
 
     /// Closes the world here and tells all others, unless it is closed already. Returns what closed it.

@@ -164,6 +164,16 @@ impl Transport for Sockets {
         }
     }
 
+    #[cfg(feature = "nccl")]
+    fn news(&mut self, ranks: &[usize]) -> Option<Stop> {
+        if let Some(notice) = self.lines.told() {
+            return Some(Stop::Told(notice));
+        }
+        let rank = *ranks.iter().find(|&&rank| self.lines.ended(rank))?;
+        let detail = "its connection ended without a word".into();
+        Some(Stop::Failed { rank, fault: CollectiveFault::Lost, detail })
+    }
+
     fn announce(&mut self, notice: &Notice) {
         self.lines.tell_all(&Message::Notice(notice.clone()));
     }

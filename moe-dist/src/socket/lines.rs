@@ -66,6 +66,12 @@ impl Lines {
         self.peers[rank].control.as_ref().is_none_or(|control| control.ended)
     }
 
+    /// Whether the connection to `rank` has ended; one's own has not.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn ended(&self, rank: usize) -> bool {
+        self.peers[rank].control.as_ref().is_some_and(|control| control.ended)
+    }
+
     /// A rank of whom no word can come any more.
     pub(crate) fn left(&self) -> Option<usize> {
         self.peers.iter().position(|peer| peer.control.as_ref().is_some_and(|control| control.ended))

@@ -114,7 +114,6 @@ impl<'a, O: Op> Call<'a, O> {
         view.map_or(Ok(Place::NONE), |view| self.read(what, view))
     }
 
-    #[expect(dead_code, reason = "the products' optional outputs come next")]
     pub(crate) fn write_some<T: Elem>(
         &self,
         what: &'static str,

@@ -1,10 +1,13 @@
 //! The ops, one file each, named as in `moe-core`.
 
+mod adamw;
+mod bias_update;
 mod combine;
 mod gather;
 mod merge;
 mod pack_weights;
 mod sort;
+mod sum_squares;
 
 use crate::platform::Facts;
 use crate::program::Source;
@@ -12,7 +15,15 @@ use half::{bf16, f16};
 use moe_core::Scalar;
 
 /// All programs.
-pub(crate) static SOURCES: &[&Source] = &[&combine::SOURCE, &gather::SOURCE, &merge::SOURCE, &sort::SOURCE];
+pub(crate) static SOURCES: &[&Source] = &[
+    &adamw::SOURCE,
+    &bias_update::SOURCE,
+    &combine::SOURCE,
+    &gather::SOURCE,
+    &merge::SOURCE,
+    &sort::SOURCE,
+    &sum_squares::SOURCE,
+];
 
 /// Storage types that have kernels.
 pub trait Float: Scalar<Acc = f32> {}

@@ -41,6 +41,8 @@ mod fault;
 mod fingerprint;
 mod frame;
 pub mod fsdp;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gradients;
 mod group;
 mod key;

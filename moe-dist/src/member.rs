@@ -266,7 +266,7 @@ impl Call<'_> {
     fn timed(&self, stop: Stop) -> Stop {
         match stop {
             Stop::Failed { rank, fault: CollectiveFault::Deadline, detail } if detail.is_empty() => {
-                let detail = format!("rank {} waited {:?} for it", self.member.me, self.member.timeout);
+                let detail = format!("nothing came from it within {:?}", self.member.timeout);
                 Stop::Failed { rank, fault: CollectiveFault::Deadline, detail }
             }
             stop => stop,

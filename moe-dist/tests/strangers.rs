@@ -52,7 +52,9 @@ fn sum(world: &World) -> Result<Vec<f32>, CollectiveError> {
 
 fn works(worlds: [World; 2]) {
     let threads = worlds.map(|world| thread::spawn(move || sum(&world).unwrap()));
-    threads.map(|thread| assert!(thread.join().unwrap().iter().all(|&sum| sum == 2.0)));
+    for thread in threads {
+        assert!(thread.join().unwrap().iter().all(|&sum| sum == 2.0));
+    }
 }
 
 #[test]
@@ -97,7 +99,9 @@ fn a_second_process_with_a_rank_is_refused_and_the_first_is_not_disturbed() {
             Collective::<Host>::barrier(&mut all, &()).unwrap();
         })
     });
-    threads.map(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
 
 #[test]
@@ -173,7 +177,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, way: Option<Way>) {
         match way.filter(|_| due) {
             None => {}
             Some(Way::Change) => bytes[count / 2] ^= 1,
-            Some(Way::Repeat) => drop(to.write_all(&bytes.to_vec())),
+            Some(Way::Repeat) => drop(to.write_all(bytes)),
             Some(Way::Cut) => {
                 let _: std::io::Result<()> = to.write_all(&bytes[..count / 2]);
                 break;

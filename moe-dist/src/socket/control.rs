@@ -1,4 +1,5 @@
-//! Control connections: the table of addresses when a world is made, and afterwards nothing but the notice that closes it.
+//! Control connections: the table of addresses when a world is made, and afterwards the notice that closes it. Shortly before its
+//! deadline a rank asks those it waits for whether they wait too, so that it names one that does not.
 //!
 //! A message is a head of 12 bytes (magic `MoEn`, version u16, kind u16, length u32, little-endian) and its body.
 
@@ -37,6 +38,10 @@ pub(crate) enum Message {
     Notice(Notice),
     /// this rank is there already
     Refused,
+    /// are you there?
+    Ping,
+    /// yes, and waiting
+    Pong,
 }
 
 impl Message {
@@ -45,6 +50,8 @@ impl Message {
             Self::Table(table) => (0_u16, table.iter().flat_map(encode_address).collect()),
             Self::Notice(notice) => (1, encode_notice(notice)),
             Self::Refused => (2, Vec::new()),
+            Self::Ping => (3, Vec::new()),
+            Self::Pong => (4, Vec::new()),
         };
         let mut to = Vec::with_capacity(HEAD + body.len());
         to.extend(MAGIC);
@@ -74,6 +81,8 @@ impl Message {
             }
             1 => decode_notice(body).map(Self::Notice),
             2 if body.is_empty() => Some(Self::Refused),
+            3 if body.is_empty() => Some(Self::Ping),
+            4 if body.is_empty() => Some(Self::Pong),
             _ => None,
         }
     }
@@ -133,11 +142,13 @@ pub(crate) struct Control {
     received: Vec<u8>,
     /// the peer has closed it
     pub(crate) ended: bool,
+    /// the peer has answered since it was asked
+    pub(crate) answered: bool,
 }
 
 impl Control {
     pub(crate) fn new(wire: Wire) -> Self {
-        Self { wire, received: Vec::new(), ended: false }
+        Self { wire, received: Vec::new(), ended: false, answered: false }
     }
 
     /// The next message, if all of it is there. An error is the end of the connection.
@@ -208,7 +219,13 @@ mod tests {
     #[test]
     fn messages_come_back_as_they_were() {
         let table = ["127.0.0.1:1", "[::1]:65535"].map(|address| address.parse().unwrap());
-        for message in [Message::Table(table.into()), Message::Notice(notice()), Message::Refused] {
+        for message in [
+            Message::Table(table.into()),
+            Message::Notice(notice()),
+            Message::Refused,
+            Message::Ping,
+            Message::Pong,
+        ] {
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }
     }

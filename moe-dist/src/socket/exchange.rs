@@ -15,8 +15,25 @@ use std::time::{Duration, Instant};
 /// How long the cause of a connection's end may take to arrive on a control connection.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// How long before the deadline late ranks are asked whether they wait.
+const ASK: Duration = Duration::from_millis(500);
+
 pub(crate) struct Sockets {
     lines: Lines,
+}
+
+/// When an exchange must end, and when to ask the ranks that are late.
+struct Limit {
+    deadline: Instant,
+    ask: Option<Instant>,
+}
+
+impl Limit {
+    fn new(deadline: Instant) -> Self {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ask = Some(deadline.checked_sub(ASK.min(left / 2)).unwrap_or(deadline));
+        Self { deadline, ask }
+    }
 }
 
 /// How far a pair's frames are.
@@ -105,7 +122,7 @@ impl Sockets {
     }
 
     /// Waits until a pair can go on.
-    fn wait(&mut self, pairs: &[Pair<'_>], progress: &[Progress], deadline: Instant) -> Result<(), Stop> {
+    fn wait(&mut self, pairs: &[Pair<'_>], progress: &[Progress], limit: &mut Limit) -> Result<(), Stop> {
         let mut sockets = Vec::with_capacity(2 * pairs.len());
         for (pair, progress) in pairs.iter().zip(progress) {
             let want = Want { read: !progress.here, write: !progress.out };
@@ -115,30 +132,42 @@ impl Sockets {
         }
         let data = sockets.len();
         sockets.extend(self.lines.control_sockets().map(|socket| (socket, READ)));
-        let ready = wait(&sockets, deadline).map_err(|error| {
+        let until = limit.ask.unwrap_or(limit.deadline);
+        let ready = wait(&sockets, until).map_err(|error| {
             let (rank, fault) = (pairs.first().map_or(0, |pair| pair.peer), CollectiveFault::Device);
             Stop::Failed { rank, fault, detail: error.to_string() }
         })?;
         // Frames that are here go before the news.
-        if !ready[..data].contains(&true)
-            && ready[data..].contains(&true)
-            && let Some(notice) = self.lines.told()
-        {
+        if ready[..data].contains(&true) {
+            return Ok(());
+        }
+        if let Some(notice) = ready[data..].contains(&true).then(|| self.lines.told()).flatten() {
             return Err(Stop::Told(notice));
         }
-        if !ready.contains(&true) && Instant::now() >= deadline {
-            let late = |(_, progress): &(&Pair<'_>, &Progress)| !progress.here;
-            let all = || pairs.iter().zip(progress);
-            let rank = all().find(late).or_else(|| all().next()).map_or(0, |(pair, _)| pair.peer);
+        let now = Instant::now();
+        if limit.ask.is_some_and(|ask| now >= ask) {
+            limit.ask = None;
+            self.lines.ask(late(pairs, progress));
+        } else if now >= limit.deadline {
+            // One that waits as well is not the cause.
+            let silent = late(pairs, progress).find(|&rank| !self.lines.answered(rank));
+            let rank = silent.or_else(|| late(pairs, progress).next()).unwrap_or(0);
             return Err(Stop::Failed { rank, fault: CollectiveFault::Deadline, detail: String::new() });
         }
         Ok(())
     }
 }
 
+/// The ranks whose frames have not come, or who do not take theirs.
+fn late<'a>(pairs: &'a [Pair<'_>], progress: &'a [Progress]) -> impl Iterator<Item = usize> {
+    let late = |(_, progress): &(&Pair<'_>, &Progress)| !progress.here || !progress.out;
+    pairs.iter().zip(progress).filter(late).map(|(pair, _)| pair.peer)
+}
+
 impl Transport for Sockets {
     fn exchange(&mut self, pairs: &mut [Pair<'_>], deadline: Instant) -> Result<(), Stop> {
         let mut progress = vec![Progress::default(); pairs.len()];
+        let mut limit = Limit::new(deadline);
         loop {
             for (pair, progress) in pairs.iter_mut().zip(&mut progress) {
                 for done in [self.send(pair, progress), self.receive(pair, progress)] {
@@ -160,7 +189,7 @@ impl Transport for Sockets {
             if differs && pairs.iter().zip(&progress).all(heard) {
                 return Ok(());
             }
-            self.wait(pairs, &progress, deadline)?;
+            self.wait(pairs, &progress, &mut limit)?;
         }
     }
 

@@ -77,12 +77,29 @@ impl Lines {
         self.peers.iter().position(|peer| peer.control.as_ref().is_some_and(|control| control.ended))
     }
 
-    /// The notice that has come from another rank.
+    /// Asks ranks whether they wait, too.
+    pub(crate) fn ask(&mut self, ranks: impl Iterator<Item = usize>) {
+        for rank in ranks {
+            if let Some(control) = self.peers[rank].control.as_mut() {
+                control.answered = false;
+                let _: io::Result<()> = control.send(&Message::Ping);
+            }
+        }
+    }
+
+    /// Whether `rank` has answered since it was asked.
+    pub(crate) fn answered(&self, rank: usize) -> bool {
+        self.peers[rank].control.as_ref().is_some_and(|control| control.answered)
+    }
+
+    /// The notice that has come from another rank. Ranks that ask are answered.
     pub(crate) fn told(&mut self) -> Option<Notice> {
         for control in self.peers.iter_mut().filter_map(|peer| peer.control.as_mut()) {
             while !control.ended {
                 match control.receive() {
                     Ok(Some(Message::Notice(notice))) => return Some(notice),
+                    Ok(Some(Message::Ping)) => drop(control.send(&Message::Pong)),
+                    Ok(Some(Message::Pong)) => control.answered = true,
                     // No other message belongs here.
                     Ok(Some(_)) => control.ended = true,
                     Ok(None) => break,

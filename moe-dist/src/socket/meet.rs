@@ -93,8 +93,12 @@ impl Meeting {
                     let detail = format!("rank {} is there already: two processes claim it", self.me);
                     return Err(failed(self.me, CollectiveFault::Mismatch, &detail));
                 }
-                Ok(Some(Message::Table(_))) => {
-                    return Err(failed(0, CollectiveFault::Protocol, "its table is of another size"));
+                Ok(Some(_)) => {
+                    return Err(failed(
+                        0,
+                        CollectiveFault::Protocol,
+                        "it sent something else than the table",
+                    ));
                 }
                 Ok(None) => {
                     let ready = wait(&[(control.as_fd(), READ)], deadline);

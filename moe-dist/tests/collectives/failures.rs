@@ -135,7 +135,7 @@ fn a_rank_that_does_not_come_is_named_at_the_deadline() {
     });
     let error = same_error(outcomes);
     assert_eq!(gist(&error), "rank 1 did not answer in time, in barrier 2 of group all");
-    assert!(cause(&error).ends_with("waited 300ms for it"), "{}", cause(&error));
+    assert!(cause(&error).ends_with("within 300ms"), "{}", cause(&error));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A rank is killed or stopped at every point of every operation: the others say so in time, and leave nothing behind.
 
+mod hosts;
+
 use moe_dist::Launch;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;

@@ -49,7 +49,7 @@ fn resources() -> Result<[i64; 2], Box<dyn Error>> {
     Ok([threads as i64, sockets as i64])
 }
 
-/// Every operation, twice; the first that fails, and how long that call took.
+/// Every operation, twice or as often as `MOE_TEST_TIMES` says; the first that fails, and how long that call took.
 fn operations(group: &mut Group<Host>) -> Result<(), (CollectiveError, Duration)> {
     let (me, size) = (Collective::<Host>::rank(group), Collective::<Host>::size(group));
     let part = vec![LEN / size; size];
@@ -61,7 +61,8 @@ fn operations(group: &mut Group<Host>) -> Result<(), (CollectiveError, Duration)
         let begin = Instant::now();
         operation(group).map_err(|error| (error, begin.elapsed()))
     };
-    for _ in 0..2 {
+    let times = std::env::var("MOE_TEST_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(2);
+    for _ in 0..times {
         timed(&mut |group| group.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut long[..])))?;
         timed(&mut |group| group.all_gather(&(), View::of(own), ViewMut::of(&mut long[..]), &part))?;
         timed(&mut |group| {

@@ -57,7 +57,7 @@ pub use layer::{Grads, MoeLayer, SharedTensors, StateTensor, Tensors};
 pub use ops::MoeDevice;
 pub use optimizer::{AdamW, AdamWOptions};
 pub use reducible::Reducible;
-pub use runner::{Batch, Figures, Groups, Limits, Routing, Rows, Runner, Saved};
+pub use runner::{ALL_TO_ALL, Batch, COUNTS, Figures, Groups, Limits, Routing, Rows, Runner, Saved};
 pub use scalar::{Accum, DType, Elem, Scalar, exp};
 pub use session::{Session, run};
 pub use trace::Trace;

@@ -117,7 +117,7 @@ pub fn config(bytes: &[u8]) -> bool {
     if config.parameters() > LARGEST || rows.is_some_and(|elements| elements > LARGEST) {
         return true;
     }
-    match step(&config, Limits { tokens, sequences, training: true }) {
+    match step(&config, Limits { sequences, ..Limits::training(tokens) }) {
         Ok(()) | Err(Error::Shape(_)) => true,
         Err(error) => panic!("{config:?} is valid, but: {error}"),
     }

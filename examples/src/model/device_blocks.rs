@@ -52,7 +52,7 @@ impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
     /// # Errors
     /// If the configuration is wrong, or the device has too little memory.
     pub fn init(device: &D, config: &BlocksConfig) -> Result<Self> {
-        let limits = Limits { tokens: config.max_tokens, sequences: config.max_sequences, training: true };
+        let limits = Limits { sequences: config.max_sequences, ..Limits::training(config.max_tokens) };
         let runner = Runner::with_limits(device, &config.moe, limits)?;
         let rows = || runner.rows(0, config.moe.width);
         let mut layers = Vec::with_capacity(config.layers);

@@ -63,7 +63,7 @@ pub(crate) fn run_layer<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     let width = config.width;
     let tokens = call.x.len() / width;
     let sequences = call.sequences.len().max(1);
-    let mut runner = Runner::with_limits(device, &config, Limits { tokens, sequences, training: true })?;
+    let mut runner = Runner::with_limits(device, &config, Limits { sequences, ..Limits::training(tokens) })?;
     let stamp = Stamp { first_token: call.first_token as u64, ..Stamp::default() };
     runner.set_batch(&Batch { sequences: call.sequences, stamp, ..Batch::default() })?;
     let x = runner.upload(ArrayView2::from_shape((tokens, width), call.x)?)?;

@@ -37,7 +37,7 @@ impl<T: Scalar, D: MoeDevice<T>> MoeLayer<D, T> {
     /// A layer of zeros, not packed yet.
     fn zeroed(device: &D, config: &MoeConfig) -> Result<Self, Error<D::Error>> {
         config.validate()?;
-        let session = Session::new(device, Plan::new(config, 0, 0).scratch_forward::<T, D>(device))?;
+        let session = Session::new(device, Plan::empty(config).scratch_forward::<T, D>(device))?;
         let weights = Tensors::zeroed(device, session.stream(), config)?;
         let packed = Packed::of::<T>(&session, config)?;
         let selection_bias = if config.selection_bias { Some(session.alloc(config.experts)?) } else { None };

@@ -84,7 +84,7 @@ impl<D: Device> Packed<D> {
         session: &Session<D>,
         config: &MoeConfig,
     ) -> Result<(Self, Option<Self>), Error<D::Error>> {
-        let plan = Plan::new(config, 0, 0);
+        let plan = Plan::empty(config);
         let routed = Self::new::<T>(session, plan.route().pack(), plan.routed(), true)?;
         let shared = match config.shared {
             Some(shared) => {

@@ -83,9 +83,12 @@ macro_rules! for_each_op {
 
 macro_rules! device_bound {
     ($($op:ty),*) => {
-        /// A device that runs every op of the layer for storage type `T`.
-        pub trait MoeDevice<T: $crate::Scalar>: $($crate::Kernel<$op> +)* {}
-        impl<T: $crate::Scalar, D: $($crate::Kernel<$op> +)*> MoeDevice<T> for D {}
+        /// A device that runs every op of the layer for storage type `T`, and what moves rows for its accumulation type
+        /// too: weights and their gradients travel with rows.
+        pub trait MoeDevice<T: $crate::Scalar>:
+            $($crate::Kernel<$op> +)* $crate::Kernel<Gather<T::Acc>> + $crate::Kernel<Combine<T::Acc>> {}
+        impl<T: $crate::Scalar, D> MoeDevice<T> for D where
+            D: $($crate::Kernel<$op> +)* $crate::Kernel<Gather<T::Acc>> + $crate::Kernel<Combine<T::Acc>> {}
     };
 }
 for_each_op!(device_bound);

@@ -1,18 +1,21 @@
 //! Backward: experts, router, gate, and the input gradient that brings them together.
 
 use super::backward_ops::Step;
+use super::edge::{self, Gathered, Terms};
+use super::exchange::Exchange;
 use super::saved::Stage;
 use super::{Backward, INFERENCE_ONLY, Rows, Runner, Saved};
 use crate::collective::Collective;
 use crate::error::{Error, OpId, expect};
 use crate::layer::{Grads, MoeLayer};
-use crate::ops::{Base, Combine, CombineArgs, MoeDevice, SumSquares, SumSquaresArgs, SumSquaresDims};
+use crate::ops::{MoeDevice, SumSquares, SumSquaresArgs, SumSquaresDims};
 use crate::scalar::{Accum, Scalar};
 use crate::view::{In, first, whole, whole_mut};
+use alloc::vec::Vec;
 
 impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// Gradients of a training forward: `dx` (T, D) overwritten, `grads` overwritten or added to. x is the forward's. Uses
-    /// `saved` up. Losses enter at the scores.
+    /// `saved` up. Losses enter at the scores. With other ranks `dx` is whole, and `grads` are this rank's part of a sum.
     ///
     /// # Errors
     /// [`Error::State`] if `saved` holds no forward pass of these tokens; [`Error::Stale`]; [`Error::Shape`];
@@ -55,7 +58,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let Some(space) = &self.backward else {
             return Err(Error::State(INFERENCE_ONLY));
         };
-        Ok(first::<D, T::Acc>(&space.ds, saved.routing.tokens * saved.routing.config.top_k)?)
+        Ok(first::<D, T::Acc>(&space.ds, saved.routing.tokens() * saved.routing.config.top_k)?)
     }
 
     /// Sum of squares of all gradients of a layer; waits for the device. Its root is the gradient's norm.
@@ -66,9 +69,8 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         if !grads.filled {
             return Err(Error::State("these gradients are empty: run backward first"));
         }
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let Some(space) = &mut self.backward else {
+        self.enter(|runner| {
+            let Some(space) = &mut runner.backward else {
                 return Err(Error::State(INFERENCE_ONLY));
             };
             let mut accumulate = false;
@@ -76,11 +78,11 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
                 let values = whole::<D, T::Acc>(buffer);
                 let dims = SumSquaresDims { len: values.len(), accumulate };
                 let args = SumSquaresArgs { values, sum: whole_mut::<D, T::Acc>(&mut space.norm) };
-                self.session.run::<SumSquares<T>>(&dims, args)?;
+                runner.session.run::<SumSquares<T>>(&dims, args)?;
                 accumulate = true;
             }
             let mut sum = [T::Acc::ZERO];
-            self.session.download(whole::<D, T::Acc>(&space.norm), &mut sum)?;
+            runner.session.download(whole::<D, T::Acc>(&space.norm), &mut sum)?;
             Ok(sum[0].to_f64())
         })
     }
@@ -96,22 +98,39 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         grads: &mut Grads<D, T>,
         with_router: bool,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let plan = self.resume(layer, x, saved, Stage::Forward)?;
+        self.enter(|runner| {
+            let plan = runner.resume(layer, x, saved, Stage::Forward)?;
             if with_router && saved.adopted {
                 return Err(Error::State(
                     "another router decided here: use experts_backward, and its own backward",
                 ));
             }
-            let Some(mut space) = self.backward.take() else {
+            let len = plan.share.local.len() * plan.config.width;
+            for (what, rows) in [("dy", dy), ("dx", &*dx)] {
+                expect(OpId("backward"), what, &[len], rows.view().len())?;
+            }
+            let Some(mut space) = runner.backward.take() else {
                 return Err(Error::State(INFERENCE_ONLY));
             };
-            let step = Step { layer, x, dy, plan, accumulate: grads.filled, with_router };
+            let (mut gathered, mut exchange) = (runner.gathered.take(), runner.exchange.take());
+            let accumulate = grads.filled;
             saved.stage = Stage::Empty;
             grads.filled = false;
-            let result = self.step_ops(&step, &mut space, saved, dx, grads);
-            self.backward = Some(space);
+            let (x_buffer, dy_buffer, counts) = match &mut gathered {
+                Some(Gathered { x, dy, counts }) => (Some(x), Some(dy), counts),
+                None => (None, None, &mut Vec::new()),
+            };
+            let split = &saved.routing.batch.split;
+            let (session, tp) = (&runner.session, &mut runner.groups.tp);
+            let x = edge::enter(session, tp, x_buffer.map(|b| (b, &mut *counts)), &plan, split, x);
+            let dy = edge::enter(session, tp, dy_buffer.map(|b| (b, &mut *counts)), &plan, split, dy);
+            let result = x.and_then(|x| {
+                let step = Step { layer, x, dy: dy?, plan, accumulate, with_router };
+                runner.step_ops(&step, &mut space, exchange.as_mut(), saved, dx, grads)
+            });
+            runner.backward = Some(space);
+            runner.gathered = gathered;
+            runner.exchange = exchange;
             result?;
             grads.filled = true;
             Ok(())
@@ -122,41 +141,42 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         &mut self,
         step: &Step<'_, D, T>,
         space: &mut Backward<D, T>,
+        mut exchange: Option<&mut Exchange<D, T>>,
         saved: &mut Saved<D, T>,
         dx: &mut Rows<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let width = step.plan.config.width;
-        for (what, rows) in [("dy", step.dy), ("dx", &*dx)] {
-            expect(OpId("backward"), what, &[step.plan.tokens, width], rows.view().len())?;
-        }
-        self.routed_backward(step, space, saved, grads)?;
+        self.routed_backward(step, space, exchange.as_deref_mut(), saved, grads)?;
         self.shared_backward(step, space, saved, grads)?;
         if step.with_router {
             self.router_backward(step, space, saved, grads)?;
         } else if !step.accumulate {
             self.router_absent(step, space, saved, grads)?;
         }
-        let len = step.plan.tokens * width;
+        let (plan, width) = (&step.plan, step.plan.config.width);
+        let rows = match (exchange, &saved.arrived) {
+            (Some(exchange), Some(arrived)) => exchange.returned(&arrived.splits, &self.y),
+            _ => &self.y,
+        };
+        let gate_dx = space.gate_dx.as_ref().unwrap_or(&self.a);
+        let shared = self.shared.as_ref().filter(|_| step.layer.config.shared.is_some());
         let shared_gate = space.shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        let terms = [
-            step.with_router.then_some(space.gate_dx.as_ref().unwrap_or(&self.a)),
-            self.shared.as_ref().filter(|_| step.layer.config.shared.is_some()).map(|shared| &shared.y),
-            shared_gate.filter(|_| step.layer.config.shared.is_some_and(|s| s.gated)).map(|gate| &gate.dx),
-        ];
-        let mut base = [None, None, None];
-        for (base, term) in base.iter_mut().zip(terms) {
-            if let Some(term) = term {
-                *base = Some(Base { rows: first::<D, T>(term, len)?, scale: None });
+        let shared_gate = shared_gate.filter(|_| step.layer.config.shared.is_some_and(|s| s.gated));
+        let mut parts = [None, None];
+        let buffers = [shared.map(|shared| &shared.y), shared_gate.map(|gate| &gate.dx)];
+        for (part, buffer) in parts.iter_mut().zip(buffers) {
+            if let Some(buffer) = buffer {
+                *part = Some((first::<D, T>(buffer, plan.share.total * width)?, None));
             }
         }
-        let args = CombineArgs {
-            y: first::<D, T>(&self.y, step.plan.slots * width)?,
+        let terms = Terms {
+            y: first::<D, T>(rows, plan.slots * width)?,
             row_of_slot: saved.routing.row_of_slot()?,
             weights: None,
-            base,
-            out: dx.view_mut(),
+            router: if step.with_router { Some(first::<D, T>(gate_dx, plan.tokens * width)?) } else { None },
+            shared: parts,
         };
-        self.session.run::<Combine<T>>(&step.plan.combine(), args)
+        let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
+        edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, dx.view_mut())
     }
 }

@@ -1,6 +1,8 @@
 //! The launches of backward: routed experts, shared experts, router.
 
-use super::{Backward, Plan, Rows, Runner, Saved, SharedGateBackward};
+use super::edge::Tokens;
+use super::exchange::{Exchange, To};
+use super::{Backward, Plan, Runner, Saved, SharedGateBackward};
 use crate::collective::Collective;
 use crate::config::{BalanceLoss, ScoreOrder};
 use crate::device::Device;
@@ -16,19 +18,21 @@ use crate::view::{first, first_mut, whole, whole_mut};
 /// What every part of one backward reads.
 pub(super) struct Step<'a, D: Device, T: Scalar> {
     pub(super) layer: &'a MoeLayer<D, T>,
-    pub(super) x: &'a Rows<D, T>,
-    pub(super) dy: &'a Rows<D, T>,
+    pub(super) x: Tokens<'a, D, T>,
+    pub(super) dy: Tokens<'a, D, T>,
     pub(super) plan: Plan,
     pub(super) accumulate: bool,
     pub(super) with_router: bool,
 }
 
 impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
-    /// Gradients of w13, b13, w2, b2 and of the weights; rows of dx in `self.y`.
+    /// Gradients of w13, b13, w2, b2 and of the weights; rows of dx in `self.y`, or with expert parallelism back in the
+    /// exchange.
     pub(super) fn routed_backward(
         &mut self,
         step: &Step<'_, D, T>,
         space: &mut Backward<D, T>,
+        mut exchange: Option<&mut Exchange<D, T>>,
         saved: &mut Saved<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
@@ -36,16 +40,36 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let (weights, dims) = (&layer.weights, plan.routed());
         let scores_first = layer.config.score_order == ScoreOrder::BeforeExperts;
         let (h_len, a_len) = (dims.rows * dims.up_width(), dims.rows * dims.hidden);
-        let Saved { routing, h, .. } = saved;
+        let Saved { routing, arrived, h, .. } = saved;
+        let ep = &mut self.groups.ep;
+        if let (Some(exchange), Some(arrived)) = (&mut exchange, &mut *arrived) {
+            let (_, _, way) = arrived.way(routing, plan);
+            exchange.rows_out(&mut self.session, ep, dy.routed, &way, To::Received)?;
+            if plan.recomputes() {
+                exchange.rows_out(&mut self.session, ep, x.routed, &way, To::Again)?;
+            }
+        }
+        // Rows of x and dout as the experts see them: this rank's tokens, or what has arrived.
+        let (x, dy, ds) = match (exchange.as_deref_mut(), &*arrived) {
+            (Some(exchange), Some(arrived)) => {
+                let Exchange { received, again, ds, .. } = exchange;
+                let Some(x) = arrived.x.as_ref().or(again.as_ref()) else {
+                    return Err(Error::State("no buffer holds the rows of x"));
+                };
+                let len = dims.rows * dims.width;
+                (arrived.side(first::<D, T>(x, len)?)?, first::<D, T>(received, len)?, ds)
+            }
+            _ => (routing.side(x.routed)?, dy.routed, &mut space.ds),
+        };
         if plan.recomputes() {
             // The routing is the saved one: ids are never decided twice.
             let args = ExpertUpArgs {
-                x: x.view(),
-                index: Some(routing.slot_of_row()?),
-                offsets: routing.offsets()?,
+                x: x.rows,
+                index: Some(x.index),
+                offsets: x.offsets,
                 w13: layer.packed.0.up.weight(&weights.w13),
                 b13: weights.b13.as_ref().map(whole::<D, T>),
-                weights: if scores_first { Some(routing.weights()?) } else { None },
+                weights: scores_first.then_some(x.weights),
                 h: match &mut space.h {
                     Some(h) => Some(first_mut::<D, T>(h, h_len)?),
                     None => None,
@@ -59,38 +83,36 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             return Err(Error::State("no buffer holds h"));
         };
         let args = ExpertDownBwdArgs {
-            dout: dy.view(),
-            index: Some(routing.slot_of_row()?),
-            offsets: routing.offsets()?,
+            dout: dy,
+            index: Some(x.index),
+            offsets: x.offsets,
             w2: layer.packed.0.down_bwd.weight(&weights.w2),
             b2: weights.b2.as_ref().map(whole::<D, T>),
             b13: weights.b13.as_ref().map(whole::<D, T>),
-            weights: Some(routing.weights()?),
+            weights: Some(x.weights),
             scores_first,
             h: first_mut::<D, T>(h, h_len)?,
             a: first_mut::<D, T>(&mut self.a, a_len)?,
-            ds: Some(first_mut::<D, T::Acc>(&mut space.ds, plan.slots)?),
+            ds: Some(first_mut::<D, T::Acc>(ds, dims.slots())?),
         };
         self.session.run::<ExpertDownBwd<T>>(&dims, args)?;
-        let after = if scores_first { None } else { Some(routing.weights()?) };
-        let before = if scores_first { Some(routing.weights()?) } else { None };
         let args = ExpertWgradArgs {
-            left: dy.view(),
+            left: dy,
             right: first::<D, T>(&self.a, a_len)?,
-            index: Some(routing.slot_of_row()?),
-            offsets: routing.offsets()?,
+            index: Some(x.index),
+            offsets: x.offsets,
             right_weights: None,
-            bias_weights: after,
+            bias_weights: (!scores_first).then_some(x.weights),
             dw: whole_mut::<D, T::Acc>(&mut grads.weights.w2),
             dbias: grads.weights.b2.as_mut().map(whole_mut::<D, T::Acc>),
         };
         self.session.run::<ExpertWgrad<T>>(&Plan::wgrad_down(&dims, *accumulate), args)?;
         let args = ExpertWgradArgs {
             left: first::<D, T>(h, h_len)?,
-            right: x.view(),
-            index: Some(routing.slot_of_row()?),
-            offsets: routing.offsets()?,
-            right_weights: before,
+            right: x.rows,
+            index: Some(x.index),
+            offsets: x.offsets,
+            right_weights: scores_first.then_some(x.weights),
             bias_weights: None,
             dw: whole_mut::<D, T::Acc>(&mut grads.weights.w13),
             dbias: grads.weights.b13.as_mut().map(whole_mut::<D, T::Acc>),
@@ -98,14 +120,23 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         self.session.run::<ExpertWgrad<T>>(&Plan::wgrad_up(&dims, *accumulate), args)?;
         let args = ExpertUpBwdArgs {
             dz: first::<D, T>(h, h_len)?,
-            offsets: routing.offsets()?,
+            offsets: x.offsets,
             w13: layer.packed.0.up_bwd.weight(&weights.w13),
-            weights: before,
-            index: Some(routing.slot_of_row()?),
-            out_index: None,
+            weights: scores_first.then_some(x.weights),
+            index: Some(x.index),
+            out_index: x.out_index,
             dx: first_mut::<D, T>(&mut self.y, dims.rows * dims.width)?,
         };
-        self.session.run::<ExpertUpBwd<T>>(&dims, args)
+        self.session.run::<ExpertUpBwd<T>>(&dims, args)?;
+        match (exchange, arrived) {
+            (Some(exchange), Some(arrived)) => {
+                let (_, _, way) = arrived.way(routing, plan);
+                exchange.rows_back(&mut self.session, ep, way.splits, &mut self.y, dims.width)?;
+                let ds = first_mut::<D, T::Acc>(&mut space.ds, plan.slots)?;
+                exchange.ds_back(&mut self.session, ep, &way, ds)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Gradients of the shared experts and their gate; their part of dx in `self.shared.y` and the gate's own buffer.
@@ -130,7 +161,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let offsets = whole::<D, u32>(&self.whole.buffer);
         if plan.recomputes() {
             let args = ExpertUpArgs {
-                x: x.view(),
+                x: x.all,
                 index: None,
                 offsets,
                 w13: packed.up.weight(&weights.w13),
@@ -150,33 +181,28 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         };
         let gate = saved.shared_gate.as_ref();
         let args = ExpertDownBwdArgs {
-            dout: dy.view(),
+            dout: dy.all,
             index: None,
             offsets,
             w2: packed.down_bwd.weight(&weights.w2),
             b2: None,
             b13: None,
             weights: match gate {
-                Some(gate) => Some(first::<D, T::Acc>(&gate.weights, plan.tokens)?),
+                Some(gate) => Some(first::<D, T::Acc>(&gate.weights, plan.share.total)?),
                 None => None,
             },
             scores_first: false,
             h: first_mut::<D, T>(h, h_len)?,
             a: first_mut::<D, T>(&mut forward.a, a_len)?,
             ds: match (gate, &mut space.gate) {
-                (Some(_), Some(gate)) => Some(first_mut::<D, T::Acc>(&mut gate.ds, plan.tokens)?),
+                (Some(_), Some(gate)) => Some(first_mut::<D, T::Acc>(&mut gate.ds, plan.share.total)?),
                 _ => None,
             },
         };
         self.session.run::<ExpertDownBwd<T>>(&dims, args)?;
         let products = [
-            (
-                dy.view(),
-                first::<D, T>(&forward.a, a_len)?,
-                &mut grads.w2,
-                Plan::wgrad_down(&dims, *accumulate),
-            ),
-            (first::<D, T>(h, h_len)?, x.view(), &mut grads.w13, Plan::wgrad_up(&dims, *accumulate)),
+            (dy.all, first::<D, T>(&forward.a, a_len)?, &mut grads.w2, Plan::wgrad_down(&dims, *accumulate)),
+            (first::<D, T>(h, h_len)?, x.all, &mut grads.w13, Plan::wgrad_up(&dims, *accumulate)),
         ];
         for (left, right, dw, dims) in products {
             let args = ExpertWgradArgs {
@@ -209,22 +235,22 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let SharedGateBackward { ds, dlogits, dx } = space;
         let gate_plan = plan.shared_gate();
         let args = RouteBwdArgs {
-            logits: first::<D, T::Acc>(&gate.logits, plan.tokens)?,
-            ids: first::<D, u32>(&gate.ids, plan.tokens)?,
-            dweights: first::<D, T::Acc>(ds, plan.tokens)?,
+            logits: first::<D, T::Acc>(&gate.logits, plan.share.total)?,
+            ids: first::<D, u32>(&gate.ids, plan.share.total)?,
+            dweights: first::<D, T::Acc>(ds, plan.share.total)?,
             row_of_slot: None,
             aux: None,
             z_factor: None,
             load: None,
-            dlogits: first_mut::<D, T::Acc>(dlogits, plan.tokens)?,
+            dlogits: first_mut::<D, T::Acc>(dlogits, plan.share.total)?,
         };
-        self.session.run::<RouteBwd<T>>(&gate_plan.route_bwd(false), args)?;
+        self.session.run::<RouteBwd<T>>(&gate_plan.route_bwd(gate_plan.tokens, false), args)?;
         let args = GateBwdArgs {
-            dlogits: first::<D, T::Acc>(dlogits, plan.tokens)?,
-            x: x.view(),
+            dlogits: first::<D, T::Acc>(dlogits, plan.share.total)?,
+            x: x.all,
             gate: packed.gate.weight(weight),
             stamp: None,
-            dx: first_mut::<D, T>(dx, plan.tokens * dims.width)?,
+            dx: first_mut::<D, T>(dx, plan.share.total * dims.width)?,
             dgate: whole_mut::<D, T::Acc>(dgate),
             dbias: None,
         };
@@ -244,35 +270,50 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let Some(losses) = &routing.losses else {
             return Err(Error::State("no losses were prepared"));
         };
-        let balance = &layer.config.balance;
+        let (balance, top_k, sequences) = (&layer.config.balance, plan.config.top_k, plan.sequences);
         let stepwise =
             matches!(balance.loss, Some(BalanceLoss::Batch(_))) && !routing.batch.step_counts.is_empty();
-        let aux = match balance.loss {
-            Some(_) => Some(Aux {
-                sequences: first::<D, u32>(&losses.sequences, plan.sequences + 1)?,
-                counts: if stepwise {
-                    first::<D, u32>(&losses.step_counts, experts)?
-                } else {
-                    first::<D, u32>(&losses.counts, plan.sequences * experts)?
-                },
-                factors: first::<D, T::Acc>(&losses.factors, plan.sequences)?,
-            }),
-            None => None,
-        };
-        let args = RouteBwdArgs {
-            logits: routing.logits()?,
-            ids: routing.ids()?,
-            dweights: first::<D, T::Acc>(&space.ds, plan.slots)?,
-            row_of_slot: Some(routing.row_of_slot()?),
-            aux,
-            z_factor: (balance.z_loss > 0.0).then(|| whole::<D, T::Acc>(&losses.z_factor)),
-            load: Some(whole_mut::<D, u32>(&mut grads.load)),
-            dlogits: first_mut::<D, T::Acc>(&mut space.dlogits, plan.tokens * experts)?,
-        };
-        self.session.run::<RouteBwd<T>>(&plan.route_bwd(*accumulate), args)?;
+        // Losses are added where a token is the rank's own; it may route others too, which then go by themselves.
+        let (own, all) = (plan.share.own_routed(), 0..plan.tokens);
+        let apart = own != all && (balance.loss.is_some() || balance.z_loss > 0.0);
+        let pieces = if apart { [0..own.start, own.clone(), own.end..all.end] } else { [all, 0..0, 0..0] };
+        let mut accumulate_load = *accumulate;
+        for (nth, piece) in pieces.into_iter().enumerate() {
+            if piece.is_empty() && (apart || nth > 0) {
+                continue;
+            }
+            let with_losses = !apart || nth == 1;
+            let aux = match balance.loss {
+                Some(_) if with_losses => Some(Aux {
+                    sequences: first::<D, u32>(&losses.sequences, sequences + 1)?,
+                    counts: if stepwise {
+                        first::<D, u32>(&losses.step_counts, experts)?
+                    } else {
+                        first::<D, u32>(&losses.counts, sequences * experts)?
+                    },
+                    factors: first::<D, T::Acc>(&losses.factors, sequences)?,
+                }),
+                _ => None,
+            };
+            let z = with_losses && balance.z_loss > 0.0;
+            let slots = piece.start * top_k..piece.end * top_k;
+            let logits = piece.start * experts..piece.end * experts;
+            let args = RouteBwdArgs {
+                logits: routing.logits()?.slice(logits.clone())?,
+                ids: routing.ids()?.slice(slots.clone())?,
+                dweights: whole::<D, T::Acc>(&space.ds).slice(slots.clone())?,
+                row_of_slot: Some(routing.row_of_slot()?.slice(slots)?),
+                aux,
+                z_factor: z.then(|| whole::<D, T::Acc>(&losses.z_factor)),
+                load: Some(whole_mut::<D, u32>(&mut grads.load)),
+                dlogits: whole_mut::<D, T::Acc>(&mut space.dlogits).slice(logits)?,
+            };
+            self.session.run::<RouteBwd<T>>(&plan.route_bwd(piece.len(), accumulate_load), args)?;
+            accumulate_load = true;
+        }
         let args = GateBwdArgs {
             dlogits: first::<D, T::Acc>(&space.dlogits, plan.tokens * experts)?,
-            x: x.view(),
+            x: x.routed,
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             stamp: layer.config.rule.jitter.map(|_| whole::<D, u32>(&routing.stamp)),
             dx: first_mut::<D, T>(
@@ -293,7 +334,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         saved: &Saved<D, T>,
         grads: &mut Grads<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let (layer, plan) = (step.layer, Plan::new(&step.plan.config, 0, 0));
+        let (layer, plan) = (step.layer, Plan::empty(&step.plan.config));
         let args = RouteBwdArgs {
             logits: first::<D, T::Acc>(&saved.routing.logits, 0)?,
             ids: first::<D, u32>(&saved.routing.ids, 0)?,
@@ -304,10 +345,10 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             load: Some(whole_mut::<D, u32>(&mut grads.load)),
             dlogits: first_mut::<D, T::Acc>(&mut space.dlogits, 0)?,
         };
-        self.session.run::<RouteBwd<T>>(&plan.route_bwd(false), args)?;
+        self.session.run::<RouteBwd<T>>(&plan.route_bwd(0, false), args)?;
         let args = GateBwdArgs {
             dlogits: first::<D, T::Acc>(&space.dlogits, 0)?,
-            x: step.x.view().slice(0..0)?,
+            x: step.x.routed.slice(0..0)?,
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             stamp: layer.config.rule.jitter.map(|_| whole::<D, u32>(&saved.routing.stamp)),
             dx: first_mut::<D, T>(&mut self.a, 0)?,

@@ -72,12 +72,12 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             for s in 0..sequences {
                 let products = counts.iter().zip(&sums).skip(s * experts).take(experts);
                 let sum: f64 = products.map(|(count, sum)| f64::from(*count) * sum.to_f64()).sum();
-                figures.balance_loss += batch.factor(config, routing.tokens, s) * sum;
+                figures.balance_loss += batch.factor(config, routing.share.total, s) * sum;
             }
         }
         if config.balance.z_loss > 0.0 {
             let z_sum = self.read_all::<T::Acc>(&losses.z_sum, 1)?;
-            figures.z_loss = batch.z_factor(config, routing.tokens) * z_sum[0].to_f64();
+            figures.z_loss = batch.z_factor(config, routing.share.total) * z_sum[0].to_f64();
         }
         Ok(figures)
     }
@@ -102,7 +102,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             non_finite: one(&routing.non_finite)?,
             ..Figures::default()
         };
-        figures.routed = (routing.tokens * routing.config.top_k) as u64 - figures.dropped;
+        figures.routed = (routing.tokens() * routing.config.top_k) as u64 - figures.dropped;
         figures.set_load();
         Ok(figures)
     }

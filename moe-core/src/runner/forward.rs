@@ -1,5 +1,6 @@
 //! Forward: route, sort, up, down, combine.
 
+use super::edge::{self, Tokens};
 use super::forward_ops::From;
 use super::saved::Stage;
 use super::{INFERENCE_ONLY, Plan, Rows, Runner, Saved, limit};
@@ -10,7 +11,8 @@ use crate::ops::MoeDevice;
 use crate::scalar::Scalar;
 
 impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
-    /// Inference: `y = layer(x)` for x and y of shape (T, D). Changes no balancing state.
+    /// Inference: `y = layer(x)` for x and y of shape (T, D), T being the tokens that enter and leave on this rank. Changes no
+    /// balancing state. With other ranks, all of them call the same at the same point of their step.
     ///
     /// # Errors
     /// [`Error::Stale`] after a failed update; [`Error::Limit`] for more tokens or a larger layer than the runner was
@@ -21,16 +23,17 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         x: &Rows<D, T>,
         y: &mut Rows<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let Some(mut saved) = self.inference.take() else {
+        self.enter(|runner| {
+            let Some(mut saved) = runner.inference.take() else {
                 return Err(Error::State("the runner's inference buffers are in use"));
             };
-            let result = self
-                .begin(layer, x, &mut saved)
-                .and_then(|plan| self.route_ops(layer, x, &mut saved, &plan, From::Inference))
-                .and_then(|plan| self.expert_ops(layer, x, &mut saved, y, &plan, false));
-            self.inference = Some(saved);
+            let result = runner.begin(layer, x, &mut saved).and_then(|plan| {
+                runner.with_tokens(x, &mut saved, &plan, |runner, tokens, saved| {
+                    runner.route_ops(layer, tokens, saved, &plan, From::Inference)?;
+                    runner.expert_ops(layer, tokens, saved, y, &plan, false)
+                })
+            });
+            runner.inference = Some(saved);
             result
         })
     }
@@ -47,11 +50,18 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         saved: &mut Saved<D, T>,
         y: &mut Rows<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        self.route(layer, x, saved)?;
-        self.experts(layer, x, saved, y)
+        self.enter(|runner| {
+            let plan = runner.begin_training(layer, x, saved)?;
+            runner.with_tokens(x, saved, &plan, |runner, tokens, saved| {
+                runner.route_ops(layer, tokens, saved, &plan, From::Training)?;
+                runner.expert_ops(layer, tokens, saved, y, &plan, true)
+            })?;
+            saved.stage = Stage::Forward;
+            Ok(())
+        })
     }
 
-    /// First stage of a training forward: ids, weights, their rows, and the statistics of the losses.
+    /// First stage of a training forward, for the tokens that this rank routes: ids, weights, their rows, and the statistics of the losses.
     ///
     /// # Errors
     /// As [`forward_train`](Self::forward_train).
@@ -61,16 +71,17 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         x: &Rows<D, T>,
         saved: &mut Saved<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let plan = self.begin_training(layer, x, saved)?;
-            self.route_ops(layer, x, saved, &plan, From::Training)?;
+        self.enter(|runner| {
+            let plan = runner.begin_training(layer, x, saved)?;
+            runner.with_tokens(x, saved, &plan, |runner, tokens, saved| {
+                runner.route_ops(layer, tokens, saved, &plan, From::Training)
+            })?;
             saved.stage = Stage::Routed;
             Ok(())
         })
     }
 
-    /// As [`route`](Self::route), with recorded ids (T, K) instead of a selection: weights, losses and gradients are those
+    /// As [`route`](Self::route), with recorded ids (T, K) of the tokens that this rank routes instead of a selection: weights, losses and gradients are those
     /// of this gate and these ids. An id of E or more is a dropped slot.
     ///
     /// # Errors
@@ -82,11 +93,12 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         ids: &[u32],
         saved: &mut Saved<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let plan = self.begin_training(layer, x, saved)?;
-            self.session.upload(ids, saved.routing.recorded_mut()?)?;
-            self.route_ops(layer, x, saved, &plan, From::Record)?;
+        self.enter(|runner| {
+            let plan = runner.begin_training(layer, x, saved)?;
+            runner.session.upload(ids, saved.routing.recorded_mut()?)?;
+            runner.with_tokens(x, saved, &plan, |runner, tokens, saved| {
+                runner.route_ops(layer, tokens, saved, &plan, From::Record)
+            })?;
             saved.stage = Stage::Routed;
             Ok(())
         })
@@ -105,12 +117,11 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         weights: &[T::Acc],
         saved: &mut Saved<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let plan = self.begin_training(layer, x, saved)?;
-            self.session.upload(ids, saved.routing.ids_mut()?)?;
-            self.session.upload(weights, saved.routing.weights_mut()?)?;
-            self.sort_op(saved, &plan)?;
+        self.enter(|runner| {
+            let plan = runner.begin_training(layer, x, saved)?;
+            runner.session.upload(ids, saved.routing.ids_mut()?)?;
+            runner.session.upload(weights, saved.routing.weights_mut()?)?;
+            runner.sort_op(saved, &plan)?;
             saved.adopted = true;
             saved.stage = Stage::Routed;
             Ok(())
@@ -128,11 +139,12 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         saved: &mut Saved<D, T>,
         y: &mut Rows<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let device = self.session.device().clone();
-        device.enter(|| {
-            let plan = self.resume(layer, x, saved, Stage::Routed)?;
+        self.enter(|runner| {
+            let plan = runner.resume(layer, x, saved, Stage::Routed)?;
             saved.stage = Stage::Empty;
-            self.expert_ops(layer, x, saved, y, &plan, true)?;
+            runner.with_tokens(x, saved, &plan, |runner, tokens, saved| {
+                runner.expert_ops(layer, tokens, saved, y, &plan, true)
+            })?;
             saved.stage = Stage::Forward;
             Ok(())
         })
@@ -149,14 +161,34 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         self.accepts(&layer.config)?;
         let (tokens, width) = x.dim();
         expect(OpId("forward"), "x's width", &[layer.config.width], width)?;
-        limit("tokens", tokens, self.limits.tokens)?;
-        self.set_whole(tokens)?;
+        let share = self.batch.share(&layer.config.place, tokens)?;
+        limit("tokens", share.total, self.limits.tokens)?;
+        self.set_whole(share.total)?;
         saved.stage = Stage::Empty;
         saved.adopted = false;
-        saved.routing.tokens = tokens;
+        let plan = Plan::new(&layer.config, &share, self.batch.count_for(&layer.config));
+        saved.routing.share = share;
         saved.routing.config = layer.config;
+        saved.routing.batch.split.clone_from(&self.batch.split);
         self.set_stamp(saved)?;
-        Ok(Plan::new(&layer.config, tokens, self.batch.count_for(&layer.config)))
+        Ok(plan)
+    }
+
+    /// Runs a part of a step with the tokens that it works on.
+    fn with_tokens<R>(
+        &mut self,
+        x: &Rows<D, T>,
+        saved: &mut Saved<D, T>,
+        plan: &Plan,
+        work: impl FnOnce(&mut Self, Tokens<'_, D, T>, &mut Saved<D, T>) -> Result<R, Error<D::Error>>,
+    ) -> Result<R, Error<D::Error>> {
+        let mut gathered = self.gathered.take();
+        let buffer = gathered.as_mut().map(|gathered| (&mut gathered.x, &mut gathered.counts));
+        let split = &saved.routing.batch.split;
+        let result = edge::enter(&self.session, &mut self.groups.tp, buffer, plan, split, x)
+            .and_then(|tokens| work(self, tokens, saved));
+        self.gathered = gathered;
+        result
     }
 
     fn begin_training(
@@ -174,7 +206,8 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
                 "`saved` was made for another configuration: use runner.saved(layer.config())",
             ));
         }
-        self.batch.check(&layer.config, x.dim().0)?;
+        let total = self.batch.share::<D::Error>(&layer.config.place, x.dim().0)?.total;
+        self.batch.check(&layer.config, total, self.spread())?;
         let plan = self.begin(layer, x, saved)?;
         self.set_losses(saved)?;
         Ok(plan)
@@ -198,10 +231,15 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         if saved.routing.config != layer.config {
             return Err(Error::State("`saved` comes from a layer of another configuration"));
         }
-        expect(OpId("saved"), "x", &[saved.routing.tokens, layer.config.width], x.view().len())?;
+        let share = &saved.routing.share;
+        expect(OpId("saved"), "x", &[share.local.len(), layer.config.width], x.view().len())?;
         self.accepts(&layer.config)?;
-        self.set_whole(saved.routing.tokens)?;
+        self.set_whole(share.total)?;
         let sequences = saved.routing.batch.count_for(&layer.config);
-        Ok(Plan::new(&layer.config, saved.routing.tokens, sequences))
+        let mut plan = Plan::new(&layer.config, share, sequences);
+        if let (Some(arrived), Stage::Forward) = (&saved.arrived, stage) {
+            plan.rows = arrived.splits.received();
+        }
+        Ok(plan)
     }
 }

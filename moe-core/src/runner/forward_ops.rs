@@ -1,16 +1,19 @@
 //! The launches of forward: router, sort, routed experts, shared experts, combine.
 
+use super::edge::{self, Terms, Tokens};
+use super::exchange::{Exchange, To};
+use super::groups::Groups;
 use super::{Plan, Rows, Runner, Saved};
-use crate::collective::Collective;
-use crate::config::{Capacity, DropPolicy, MoeConfig, ScoreOrder};
+use crate::collective::{Collective, Reduce};
+use crate::config::{BalanceLoss, Capacity, DropPolicy, MoeConfig, ScoreOrder};
 use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
 use crate::ops::{
-    Base, Combine, CombineArgs, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route,
-    RouteArgs, RouteStats, RouteStatsArgs, Selection, Sort, SortArgs,
+    ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
+    RouteStatsArgs, Selection, Sort, SortArgs,
 };
 use crate::scalar::Scalar;
-use crate::view::{first, first_mut, whole, whole_mut};
+use crate::view::{In, first, first_mut, whole, whole_mut};
 
 /// Where a routing comes from, and whether the losses look at it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,16 +28,16 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn route_ops(
         &mut self,
         layer: &MoeLayer<D, T>,
-        x: &Rows<D, T>,
+        tokens: Tokens<'_, D, T>,
         saved: &mut Saved<D, T>,
         plan: &Plan,
         from: From,
-    ) -> Result<Plan, Error<D::Error>> {
-        let MoeConfig { experts, rule, .. } = layer.config;
+    ) -> Result<(), Error<D::Error>> {
+        let MoeConfig { experts, top_k, rule, .. } = layer.config;
         let routing = &mut saved.routing;
         let stamped = rule.jitter.is_some() || rule.selection == Selection::RoundRobin;
         let args = RouteArgs {
-            x: x.view(),
+            x: tokens.routed,
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
             gate_bias: layer.weights.gate_bias.as_ref().map(whole::<D, T>),
             selection_bias: layer.selection_bias.as_ref().map(whole::<D, T::Acc>),
@@ -50,19 +53,40 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         };
         self.session.run::<Route<T>>(&plan.route(), args)?;
         if let (From::Training | From::Record, Some(losses)) = (from, &mut routing.losses) {
-            let sequences = plan.sequences;
+            let (sequences, own) = (plan.sequences, routing.share.own_routed());
+            let (logits, ids) = (own.start * experts..own.end * experts, own.start * top_k..own.end * top_k);
             let args = RouteStatsArgs {
-                logits: first::<D, T::Acc>(&routing.logits, plan.tokens * experts)?,
-                ids: first::<D, u32>(&routing.ids, plan.slots)?,
+                logits: whole::<D, T::Acc>(&routing.logits).slice(logits)?,
+                ids: whole::<D, u32>(&routing.ids).slice(ids)?,
                 sequences: first::<D, u32>(&losses.sequences, sequences + 1)?,
                 counts: first_mut::<D, u32>(&mut losses.counts, sequences * experts)?,
                 prob_sums: first_mut::<D, T::Acc>(&mut losses.prob_sums, sequences * experts)?,
                 z_sum: whole_mut::<D, T::Acc>(&mut losses.z_sum),
             };
-            self.session.run::<RouteStats<T>>(&plan.stats(), args)?;
+            self.session.run::<RouteStats<T>>(&plan.stats(own.len()), args)?;
         }
         self.sort_op(saved, plan)?;
-        Ok(*plan)
+        if from == From::Inference { Ok(()) } else { self.sum_counts(saved, plan) }
+    }
+
+    /// Sums the counts of the load-balancing loss over the ranks that hold parts of what it is about.
+    fn sum_counts(&mut self, saved: &mut Saved<D, T>, plan: &Plan) -> Result<(), Error<D::Error>> {
+        let (routing, Groups { tp, cp, dp, .. }) = (&mut saved.routing, &mut self.groups);
+        let Some(losses) = &mut routing.losses else {
+            return Ok(());
+        };
+        let over: [Option<&mut C>; 3] = match plan.config.balance.loss {
+            Some(BalanceLoss::Sequence(_)) => [Some(tp), Some(cp), None],
+            Some(BalanceLoss::Batch(_)) if routing.batch.step_counts.is_empty() => {
+                [Some(tp), Some(cp), Some(dp)]
+            }
+            _ => [None, None, None],
+        };
+        for group in over.into_iter().flatten().filter(|group| group.size() > 1) {
+            let counts = first_mut::<D, u32>(&mut losses.counts, plan.sequences * plan.config.experts)?;
+            group.all_reduce::<u32>(self.session.stream(), Reduce::Sum, counts)?;
+        }
+        Ok(())
     }
 
     pub(super) fn sort_op(&mut self, saved: &mut Saved<D, T>, plan: &Plan) -> Result<(), Error<D::Error>> {
@@ -85,67 +109,133 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn expert_ops(
         &mut self,
         layer: &MoeLayer<D, T>,
-        x: &Rows<D, T>,
+        tokens: Tokens<'_, D, T>,
         saved: &mut Saved<D, T>,
         y: &mut Rows<D, T>,
         plan: &Plan,
         training: bool,
     ) -> Result<(), Error<D::Error>> {
-        let dims = plan.routed();
-        let first_scores = layer.config.score_order == ScoreOrder::BeforeExperts;
-        expect(OpId("forward"), "y", &[plan.tokens, layer.config.width], y.view().len())?;
+        let (width, local) = (layer.config.width, plan.share.local.len());
+        expect(OpId("forward"), "y", &[local, width], y.view().len())?;
         let keep = training && !plan.recomputes();
-        let h_len = dims.rows * dims.up_width();
-        let h = match &mut saved.h {
-            Some(h) if keep => Some(first_mut::<D, T>(h, h_len)?),
+        let mut exchange = self.exchange.take();
+        let result = self
+            .routed_forward(layer, tokens.routed, saved, exchange.as_mut(), plan, training)
+            .and_then(|()| self.shared_forward(layer, tokens.all, saved, plan, keep))
+            .and_then(|()| self.leave_forward(layer, saved, exchange.as_ref(), plan, y));
+        self.exchange = exchange;
+        result
+    }
+
+    /// Rows of the routed experts: in `self.y`, or with expert parallelism back in the exchange.
+    fn routed_forward(
+        &mut self,
+        layer: &MoeLayer<D, T>,
+        x: In<'_, D, T>,
+        saved: &mut Saved<D, T>,
+        exchange: Option<&mut Exchange<D, T>>,
+        plan: &Plan,
+        training: bool,
+    ) -> Result<(), Error<D::Error>> {
+        let scores_first = layer.config.score_order == ScoreOrder::BeforeExperts;
+        let keep = training && !plan.recomputes();
+        let Saved { routing, arrived, h, .. } = saved;
+        let ep = &mut self.groups.ep;
+        let (mut plan, mut exchange) = (plan.clone(), exchange);
+        if let (Some(exchange), Some(arrived)) = (&mut exchange, &mut *arrived) {
+            plan = exchange.agree(&mut self.session, ep, routing, arrived, &plan)?;
+            let (kept, weights, way) = arrived.way(routing, &plan);
+            let to = match kept {
+                Some(kept) if keep => To::Kept(kept),
+                _ => To::Received,
+            };
+            exchange.rows_out(&mut self.session, ep, x, &way, to)?;
+            if training || scores_first {
+                exchange.weights_out(&mut self.session, ep, &way, weights)?;
+            }
+        }
+        let dims = plan.routed();
+        let side = match (&exchange, &*arrived) {
+            (Some(exchange), Some(arrived)) => {
+                let x = if keep { arrived.x.as_ref() } else { None };
+                let rows = first::<D, T>(x.unwrap_or(&exchange.received), dims.rows * dims.width)?;
+                arrived.side(rows)?
+            }
+            _ => routing.side(x)?,
+        };
+        let h = match h {
+            Some(h) if keep => Some(first_mut::<D, T>(h, dims.rows * dims.up_width())?),
             _ => None,
         };
         let args = ExpertUpArgs {
-            x: x.view(),
-            index: Some(saved.routing.slot_of_row()?),
-            offsets: saved.routing.offsets()?,
+            x: side.rows,
+            index: Some(side.index),
+            offsets: side.offsets,
             w13: layer.packed.0.up.weight(&layer.weights.w13),
             b13: layer.weights.b13.as_ref().map(whole::<D, T>),
-            weights: if first_scores { Some(saved.routing.weights()?) } else { None },
+            weights: scores_first.then_some(side.weights),
             h,
             a: first_mut::<D, T>(&mut self.a, dims.rows * dims.hidden)?,
         };
         self.session.run::<ExpertUp<T>>(&dims, args)?;
         let args = ExpertDownArgs {
             a: first::<D, T>(&self.a, dims.rows * dims.hidden)?,
-            offsets: saved.routing.offsets()?,
+            offsets: side.offsets,
             w2: layer.packed.0.down.weight(&layer.weights.w2),
             b2: layer.weights.b2.as_ref().map(whole::<D, T>),
-            out_index: None,
+            out_index: side.out_index,
             y: first_mut::<D, T>(&mut self.y, dims.rows * dims.width)?,
         };
         self.session.run::<ExpertDown<T>>(&dims, args)?;
-        self.shared_forward(layer, x, saved, plan, keep)?;
+        match (exchange, &*arrived) {
+            (Some(exchange), Some(arrived)) => {
+                exchange.rows_back(&mut self.session, ep, &arrived.splits, &mut self.y, dims.width)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings experts and shared experts together in y.
+    fn leave_forward(
+        &mut self,
+        layer: &MoeLayer<D, T>,
+        saved: &Saved<D, T>,
+        exchange: Option<&Exchange<D, T>>,
+        plan: &Plan,
+        y: &mut Rows<D, T>,
+    ) -> Result<(), Error<D::Error>> {
+        let (width, total) = (layer.config.width, plan.share.total);
         let shared = match (&self.shared, layer.config.shared) {
-            (Some(shared), Some(config)) => Some(Base {
-                rows: first::<D, T>(&shared.y, plan.tokens * dims.width)?,
-                scale: match (&saved.shared_gate, config.gated) {
-                    (Some(gate), true) => Some(first::<D, T::Acc>(&gate.weights, plan.tokens)?),
+            (Some(shared), Some(config)) => {
+                let scale = match (&saved.shared_gate, config.gated) {
+                    (Some(gate), true) => Some(first::<D, T::Acc>(&gate.weights, total)?),
                     _ => None,
-                },
-            }),
+                };
+                Some((first::<D, T>(&shared.y, total * width)?, scale))
+            }
             _ => None,
         };
-        let args = CombineArgs {
-            y: first::<D, T>(&self.y, dims.rows * dims.width)?,
+        let rows = match (exchange, &saved.arrived) {
+            (Some(exchange), Some(arrived)) => exchange.returned(&arrived.splits, &self.y),
+            _ => &self.y,
+        };
+        let first_scores = layer.config.score_order == ScoreOrder::BeforeExperts;
+        let terms = Terms {
+            y: first::<D, T>(rows, plan.slots * width)?,
             row_of_slot: saved.routing.row_of_slot()?,
             weights: if first_scores { None } else { Some(saved.routing.weights()?) },
-            base: [shared, None, None],
-            out: y.view_mut(),
+            router: None,
+            shared: [shared, None],
         };
-        self.session.run::<Combine<T>>(&plan.combine(), args)
+        let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
+        edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, y.view_mut())
     }
 
     /// The shared experts are one group of all tokens.
     fn shared_forward(
         &mut self,
         layer: &MoeLayer<D, T>,
-        x: &Rows<D, T>,
+        x: In<'_, D, T>,
         saved: &mut Saved<D, T>,
         plan: &Plan,
         keep: bool,
@@ -158,15 +248,15 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let dims = plan.shared();
         if let (Some(gate), Some(gate_weight)) = (&mut saved.shared_gate, &weights.gate) {
             let args = RouteArgs {
-                x: x.view(),
+                x,
                 gate: packed.gate.weight(gate_weight),
                 gate_bias: None,
                 selection_bias: None,
                 forced_ids: None,
                 stamp: None,
-                logits: first_mut::<D, T::Acc>(&mut gate.logits, plan.tokens)?,
-                ids: first_mut::<D, u32>(&mut gate.ids, plan.tokens)?,
-                weights: first_mut::<D, T::Acc>(&mut gate.weights, plan.tokens)?,
+                logits: first_mut::<D, T::Acc>(&mut gate.logits, plan.share.total)?,
+                ids: first_mut::<D, u32>(&mut gate.ids, plan.share.total)?,
+                weights: first_mut::<D, T::Acc>(&mut gate.weights, plan.share.total)?,
                 non_finite: whole_mut::<D, u32>(&mut gate.non_finite),
             };
             self.session.run::<Route<T>>(&plan.shared_gate().route(), args)?;
@@ -176,7 +266,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             _ => None,
         };
         let args = ExpertUpArgs {
-            x: x.view(),
+            x,
             index: None,
             offsets: whole::<D, u32>(&self.whole.buffer),
             w13: packed.up.weight(&weights.w13),

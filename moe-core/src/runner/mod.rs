@@ -1,8 +1,11 @@
 //! Runner: a stream, a workspace sized once, and the steps of the layer. One per thread, used by all layers of a size.
 
+mod arrived;
 mod backward;
 mod backward_ops;
 mod batch;
+mod edge;
+mod exchange;
 mod figures;
 mod forward;
 mod forward_ops;
@@ -11,8 +14,10 @@ mod plan;
 mod rows;
 mod saved;
 mod settings;
+mod share;
 
 pub use batch::Batch;
+pub use exchange::{ALL_TO_ALL, COUNTS};
 pub use figures::Figures;
 pub use groups::Groups;
 pub use rows::Rows;
@@ -21,7 +26,7 @@ pub use saved::{Routing, Saved};
 pub(crate) use plan::Plan;
 
 use crate::collective::{Collective, Solo};
-use crate::config::{MemoryPolicy, MoeConfig, Place};
+use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Device;
 use crate::error::{Error, OpId};
 use crate::ops::MoeDevice;
@@ -29,28 +34,36 @@ use crate::scalar::{Accum, Scalar};
 use crate::session::Session;
 use crate::trace::Trace;
 use crate::view::whole_mut;
-use batch::BatchState;
+use batch::{BatchState, Spread};
+use edge::{Edge, Gathered};
+use exchange::Exchange;
+use share::Room;
 
 /// What a runner is sized for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// most tokens of a call
+    /// most tokens of a call, over the ranks of a tensor-parallel group together
     pub tokens: usize,
     /// most sequences of a call; matters to the sequence-wise loss alone
     pub sequences: usize,
     /// with the workspace of backward
     pub training: bool,
+    /// with expert parallelism, most rows that may arrive on this rank in a call; `None`: as many as could, which is all
+    /// tokens of all ranks
+    pub received: Option<usize>,
+    /// with expert parallelism, pad the rows between each two ranks to equal numbers where there is room; the same on every rank
+    pub padded: bool,
 }
 
 impl Limits {
     /// Training with calls of at most `tokens` tokens in at most `min(tokens, 256)` sequences.
     pub fn training(tokens: usize) -> Self {
-        Self { tokens, sequences: tokens.clamp(1, 256), training: true }
+        Self { tokens, sequences: tokens.clamp(1, 256), training: true, received: None, padded: false }
     }
 
     /// Inference alone with calls of at most `tokens` tokens.
     pub fn inference(tokens: usize) -> Self {
-        Self { tokens, sequences: 1, training: false }
+        Self { sequences: 1, training: false, ..Self::training(tokens) }
     }
 }
 
@@ -102,6 +115,9 @@ pub struct Runner<D: Device, T: Scalar, C = Solo<D>> {
     a: D::Owned<T>,
     y: D::Owned<T>,
     shared: Option<Shared<D, T>>,
+    exchange: Option<Exchange<D, T>>,
+    edge: Option<Edge<D, T>>,
+    gathered: Option<Gathered<D, T>>,
     backward: Option<Backward<D, T>>,
     inference: Option<Saved<D, T>>,
 }
@@ -137,37 +153,43 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     ) -> Result<Self, Error<D::Error>> {
         config.validate()?;
         groups.check::<D>(&config.place)?;
-        if config.place != Place::ALONE {
-            return Err(Error::State("a runner works on whole layers so far"));
-        }
-        let Limits { tokens, sequences, training } = limits;
-        crate::within(OpId("runner"), "tokens", 0, u32::MAX as usize / config.top_k - 1, tokens)?;
+        let Limits { tokens, sequences, training, padded, .. } = limits;
         crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
-        let plan = Plan::new(config, tokens, sequences);
-        let shared_up = config.shared.map_or(0, |shared| config.activation.up_width(shared.hidden));
-        let widest = config.width.max(config.up_width()).max(config.experts).max(shared_up);
+        let (part, room) = (config.part(), Room::of(config, &limits)?);
+        let plan = Plan::of_room(config, &room, sequences);
+        let up = config.activation.up_width(part.hidden.len().max(part.shared_hidden.len()));
+        let widest = config.width.max(up).max(config.experts);
         crate::product(OpId("runner"), "rows", &[tokens, config.top_k, widest])?;
+        crate::product(OpId("runner"), "rows", &[room.rows, widest])?;
         let scratch =
             if training { plan.scratch_train::<T, D>(device) } else { plan.scratch_forward::<T, D>(device) };
         let session = Session::new(device, scratch)?;
         let shared = match config.shared {
-            Some(shared) => Some(Shared {
-                a: session.alloc(tokens * shared.hidden)?,
+            Some(_) => Some(Shared {
+                a: session.alloc(tokens * part.shared_hidden.len())?,
                 y: session.alloc(tokens * config.width)?,
             }),
             None => None,
         };
-        let backward = if training { Some(Backward::new(&session, config, tokens)?) } else { None };
+        let exchange = if plan.travels() {
+            Some(Exchange::new(&session, config, &room, training, padded)?)
+        } else {
+            None
+        };
+        let backward = if training { Some(Backward::new(&session, config, &room)?) } else { None };
         let runner = Self {
             groups,
             config: *config,
             limits,
-            batch: BatchState::with_room(sequences, config.experts),
+            batch: BatchState::with_room(sequences, config),
             whole: Cached { buffer: session.alloc(2)?, value: None },
             bias_rate: Cached { buffer: session.alloc(1)?, value: None },
-            a: session.alloc(plan.slots * config.hidden)?,
-            y: session.alloc(plan.slots * config.width)?,
+            a: session.alloc(room.rows * part.hidden.len())?,
+            y: session.alloc(room.rows.max(room.slots) * config.width)?,
             shared,
+            exchange,
+            edge: Edge::new(&session, config, &room)?,
+            gathered: Gathered::new(&session, config, &room, training)?,
             backward,
             inference: Some(Saved::new(&session, config, &limits, false)?),
             session,
@@ -234,6 +256,9 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     /// A layer must not be larger than what the runner was made for.
     pub(crate) fn accepts(&self, config: &MoeConfig) -> Result<(), Error<D::Error>> {
         let own = &self.config;
+        if config.place != own.place {
+            return Err(Error::State("the layer is another part than the runner was made for"));
+        }
         limit("width", config.width, own.width)?;
         limit("hidden", config.hidden, own.hidden)?;
         limit("up width", config.up_width(), own.up_width())?;
@@ -245,6 +270,23 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         limit("gates of shared experts", gated(config), gated(own))?;
         let recomputes = |config: &MoeConfig| usize::from(config.memory == MemoryPolicy::Recompute);
         limit("recomputation", recomputes(config), recomputes(own))
+    }
+
+    /// Runs a step where launches are cheapest. A step that waits for other ranks must not hold a place in a thread pool
+    /// that they may share, so its launches go there one by one.
+    fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        let Groups { ep, tp, cp, dp } = &self.groups;
+        if [ep, tp, cp, dp].iter().all(|group| group.size() == 1) {
+            let device = self.session.device().clone();
+            device.enter(|| work(self))
+        } else {
+            work(self)
+        }
+    }
+
+    /// Whether other ranks have tokens of the same step.
+    fn spread(&self) -> Spread {
+        Spread { dp: self.groups.dp.size() > 1, cp: self.groups.cp.size() > 1 }
     }
 
     /// Makes the buffer `whole` hold the bounds of `tokens` tokens.
@@ -276,21 +318,23 @@ fn limit<B: crate::BackendError>(what: &'static str, got: usize, limit: usize) -
 }
 
 impl<D: Device, T: Scalar> Backward<D, T> {
-    fn new(session: &Session<D>, config: &MoeConfig, tokens: usize) -> Result<Self, Error<D::Error>> {
+    fn new(session: &Session<D>, config: &MoeConfig, room: &Room) -> Result<Self, Error<D::Error>> {
         let recomputes = config.memory == MemoryPolicy::Recompute;
-        let slots = tokens * config.top_k;
-        let h = if recomputes { Some(session.alloc(slots * config.up_width())?) } else { None };
-        let fits = slots * config.hidden >= tokens * config.width;
-        let gate_dx = if fits { None } else { Some(session.alloc(tokens * config.width)?) };
+        let Room { total, routed, slots, rows } = *room;
+        let (part, width) = (config.part(), config.width);
+        let up = config.activation.up_width(part.hidden.len());
+        let h = if recomputes { Some(session.alloc(rows * up)?) } else { None };
+        let fits = rows * part.hidden.len() >= routed * width;
+        let gate_dx = if fits { None } else { Some(session.alloc(routed * width)?) };
         let shared = match config.shared {
             Some(shared) => {
-                let up = config.activation.up_width(shared.hidden);
-                let h = if recomputes { Some(session.alloc(tokens * up)?) } else { None };
+                let up = config.activation.up_width(part.shared_hidden.len());
+                let h = if recomputes { Some(session.alloc(total * up)?) } else { None };
                 let gate = if shared.gated {
                     Some(SharedGateBackward {
-                        ds: session.alloc(tokens)?,
-                        dlogits: session.alloc(tokens)?,
-                        dx: session.alloc(tokens * config.width)?,
+                        ds: session.alloc(total)?,
+                        dlogits: session.alloc(total)?,
+                        dx: session.alloc(total * width)?,
                     })
                 } else {
                     None
@@ -302,7 +346,7 @@ impl<D: Device, T: Scalar> Backward<D, T> {
         Ok(Self {
             h,
             ds: session.alloc(slots)?,
-            dlogits: session.alloc(tokens * config.experts)?,
+            dlogits: session.alloc(routed * config.experts)?,
             gate_dx,
             shared,
             norm: session.alloc(1)?,

@@ -1,36 +1,54 @@
 //! Plan: the dimensions of every op for one layer and a number of tokens. Buffers and scratch are sized from the plan of
 //! the most tokens; every call runs the plan of its own.
 
+use super::share::{Room, Share, capacity};
 use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Kernel;
 use crate::ops::{
-    self, AdamWDims, CombineDims, ExpertDims, GateBwdDims, MoeDevice, PackUse, RouteBwdDims, RouteDims,
-    RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims, WgradDims,
+    self, AdamWDims, CombineDims, ExpertDims, GateBwdDims, GatherDims, MergeDims, MoeDevice, PackUse,
+    RouteBwdDims, RouteDims, RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims, WgradDims,
 };
 use crate::scalar::Scalar;
 
 /// Dimensions of a layer's ops.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) config: MoeConfig,
-    /// T
+    /// which tokens
+    pub(crate) share: Share,
+    /// T: tokens that this rank routes
     pub(crate) tokens: usize,
     /// N = T * K
     pub(crate) slots: usize,
+    /// rows of the experts' side: the slots, or with expert parallelism the receive buffer's
+    pub(crate) rows: usize,
     /// S of the load-balancing loss
     pub(crate) sequences: usize,
 }
 
 impl Plan {
-    pub(crate) fn new(config: &MoeConfig, tokens: usize, sequences: usize) -> Self {
-        Self { config: *config, tokens, slots: tokens.saturating_mul(config.top_k), sequences }
+    /// The plan of a call, as far as it is known before rows have arrived.
+    pub(crate) fn new(config: &MoeConfig, share: &Share, sequences: usize) -> Self {
+        let tokens = share.routed.len();
+        let slots = tokens.saturating_mul(config.top_k);
+        Self { config: *config, share: share.clone(), tokens, slots, rows: slots, sequences }
     }
 
-    /// Rows that an expert may take; `None` without a bound.
-    fn capacity(&self) -> Option<usize> {
-        let capacity = self.config.capacity?;
-        let even = self.slots as f64 / self.config.experts as f64;
-        Some(libm::ceil(f64::from(capacity.factor) * even) as usize)
+    /// The plan of no tokens.
+    pub(crate) fn empty(config: &MoeConfig) -> Self {
+        Self::new(config, &Share::default(), 0)
+    }
+
+    /// The plan of the most.
+    pub(crate) fn of_room(config: &MoeConfig, room: &Room, sequences: usize) -> Self {
+        let Room { total, routed, slots, rows } = *room;
+        let share = Share { total, local: 0..total, own: 0..routed, routed: 0..routed };
+        Self { config: *config, share, tokens: routed, slots, rows, sequences }
+    }
+
+    /// Whether rows travel to the owners of experts.
+    pub(crate) fn travels(&self) -> bool {
+        self.config.place.ep.size > 1
     }
 
     pub(crate) fn route(&self) -> RouteDims {
@@ -38,15 +56,17 @@ impl Plan {
         RouteDims { tokens: self.tokens, width, experts, top_k, rule }
     }
 
-    pub(crate) fn stats(&self) -> RouteStatsDims {
+    /// Of some of the routed tokens.
+    pub(crate) fn stats(&self, tokens: usize) -> RouteStatsDims {
         let MoeConfig { experts, top_k, rule, .. } = self.config;
-        let (tokens, sequences) = (self.tokens, self.sequences);
+        let sequences = self.sequences;
         RouteStatsDims { tokens, experts, top_k, sequences, score: rule.score }
     }
 
-    pub(crate) fn route_bwd(&self, accumulate: bool) -> RouteBwdDims {
+    /// Of some of the routed tokens.
+    pub(crate) fn route_bwd(&self, tokens: usize, accumulate: bool) -> RouteBwdDims {
         let MoeConfig { experts, top_k, rule, .. } = self.config;
-        let (tokens, sequences) = (self.tokens, self.sequences);
+        let sequences = self.sequences;
         RouteBwdDims { tokens, experts, top_k, sequences, rule, accumulate }
     }
 
@@ -56,18 +76,24 @@ impl Plan {
     }
 
     pub(crate) fn sort(&self) -> SortDims {
-        SortDims { slots: self.slots, experts: self.config.experts, capacity: self.capacity() }
+        SortDims {
+            slots: self.slots,
+            experts: self.config.experts,
+            capacity: capacity(&self.config, self.slots),
+        }
     }
 
     pub(crate) fn routed(&self) -> ExpertDims {
-        let MoeConfig { width, hidden, experts, top_k, activation, .. } = self.config;
-        let (tokens, rows) = (self.tokens, self.slots);
-        ExpertDims { tokens, fan: top_k, rows, experts, width, hidden, activation, bias_shares: 1 }
+        let MoeConfig { width, top_k, activation, place, .. } = self.config;
+        let part = self.config.part();
+        let (experts, hidden, bias_shares) = (part.experts.len(), part.hidden.len(), place.etp.size);
+        let (tokens, fan) = if self.travels() { (self.rows, 1) } else { (self.tokens, top_k) };
+        ExpertDims { tokens, fan, rows: self.rows, experts, width, hidden, activation, bias_shares }
     }
 
     pub(crate) fn shared(&self) -> ExpertDims {
-        let MoeConfig { width, activation, shared, .. } = self.config;
-        let (tokens, hidden) = (self.tokens, shared.map_or(0, |shared| shared.hidden));
+        let MoeConfig { width, activation, .. } = self.config;
+        let (tokens, hidden) = (self.share.total, self.config.part().shared_hidden.len());
         ExpertDims { tokens, fan: 1, rows: tokens, experts: 1, width, hidden, activation, bias_shares: 1 }
     }
 
@@ -76,12 +102,39 @@ impl Plan {
         let gate = self.config.rule.gate;
         let rule = RouteRule { score: ScoreFunction::Sigmoid, gate, ..RouteRule::default() };
         let config = MoeConfig { experts: 1, top_k: 1, rule, ..self.config };
-        Self { config, slots: self.tokens, sequences: 0, ..*self }
+        let tokens = self.share.total;
+        Self { config, tokens, slots: tokens, sequences: 0, ..self.clone() }
     }
 
     pub(crate) fn combine(&self) -> CombineDims {
         let MoeConfig { width, top_k, .. } = self.config;
         CombineDims { tokens: self.tokens, top_k, width, rows: self.slots }
+    }
+
+    /// Base terms alone: no token has a row.
+    pub(crate) fn combine_terms(&self, tokens: usize) -> CombineDims {
+        CombineDims { tokens, top_k: 1, width: self.config.width, rows: 0 }
+    }
+
+    /// Values per row, put back at their slots; 0 where a slot has none.
+    pub(crate) fn to_slots(&self) -> CombineDims {
+        CombineDims { tokens: self.slots, top_k: 1, width: 1, rows: self.slots }
+    }
+
+    /// Rows of tokens in the order of their destinations, which are `pitch` apart.
+    pub(crate) fn leaving(&self, pitch: usize) -> GatherDims {
+        let MoeConfig { width, top_k, place, .. } = self.config;
+        GatherDims { sources: self.tokens, fan: top_k, rows: self.slots, width, groups: place.ep.size, pitch }
+    }
+
+    /// Values of slots in that order.
+    pub(crate) fn leaving_values(&self, pitch: usize) -> GatherDims {
+        GatherDims { sources: self.slots, fan: 1, width: 1, ..self.leaving(pitch) }
+    }
+
+    pub(crate) fn merge(&self, pitch: usize) -> MergeDims {
+        let ranks = self.config.place.ep.size;
+        MergeDims { ranks, experts: self.config.part().experts.len(), pitch, rows: self.rows }
     }
 
     /// Gradient of the down-projection of `dims`.
@@ -111,7 +164,19 @@ impl Plan {
         let mut most = scratch::<ops::Route<T>, D>(device, &self.route())
             .max(scratch::<ops::Route<T>, D>(device, &gate.route()))
             .max(scratch::<ops::Sort<T>, D>(device, &self.sort()))
-            .max(scratch::<ops::Combine<T>, D>(device, &self.combine()));
+            .max(scratch::<ops::Combine<T>, D>(device, &self.combine()))
+            .max(scratch::<ops::Combine<T>, D>(device, &self.combine_terms(self.share.total)));
+        if self.travels() {
+            // The longest pitch makes the most rows: as many as there is room for.
+            let pitch = self.rows / self.config.place.ep.size;
+            for pitch in [0, pitch] {
+                most = most
+                    .max(scratch::<ops::Gather<T>, D>(device, &self.leaving(pitch)))
+                    .max(scratch::<ops::Gather<T::Acc>, D>(device, &self.leaving_values(pitch)))
+                    .max(scratch::<ops::Merge, D>(device, &self.merge(pitch)));
+            }
+            most = most.max(scratch::<ops::Combine<T::Acc>, D>(device, &self.to_slots()));
+        }
         for dims in [self.routed(), self.shared()] {
             most = most
                 .max(scratch::<ops::ExpertUp<T>, D>(device, &dims))
@@ -131,10 +196,10 @@ impl Plan {
         let gate = self.shared_gate();
         let experts = self.config.experts;
         let mut most = self.scratch_forward::<T, D>(device);
-        most = most.max(scratch::<ops::RouteStats<T>, D>(device, &self.stats()));
+        most = most.max(scratch::<ops::RouteStats<T>, D>(device, &self.stats(self.tokens)));
         most = most.max(scratch::<ops::BiasUpdate<T>, D>(device, &ops::BiasUpdateDims { experts }));
         for plan in [self, &gate] {
-            most = most.max(scratch::<ops::RouteBwd<T>, D>(device, &plan.route_bwd(true)));
+            most = most.max(scratch::<ops::RouteBwd<T>, D>(device, &plan.route_bwd(plan.tokens, true)));
             most = most.max(scratch::<ops::GateBwd<T>, D>(device, &plan.gate_bwd(true)));
         }
         for dims in [self.routed(), self.shared()] {

@@ -1,22 +1,24 @@
 //! Saved: what backward needs of a forward pass, one per layer and micro-batch in flight.
 
 use super::Limits;
+use super::arrived::{Arrived, Side};
 use super::batch::BatchState;
+use super::share::{Room, Share};
 use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Device;
 use crate::error::Error;
 use crate::ops::{MoeDevice, STAMP, Stamp};
 use crate::scalar::{Elem, Scalar};
 use crate::session::Session;
-use crate::view::{In, Out, first, first_mut};
+use crate::view::{In, Out, first, first_mut, whole, whole_mut};
 
 /// A routing decision and its dispatch: which rows belong to which slots, and what the losses are made of.
 pub struct Routing<D: Device, T: Scalar> {
-    pub(crate) tokens: usize,
+    pub(crate) share: Share,
     pub(crate) config: MoeConfig,
     pub(crate) batch: BatchState,
-    /// tokens that the losses' buffers were last filled for, with `batch`
-    pub(crate) losses_of: Option<usize>,
+    /// what the losses' buffers were last filled for, with `batch`
+    pub(crate) losses_of: Option<Share>,
     /// what is in `stamp`
     pub(crate) stamped: Option<Stamp>,
     pub(crate) logits: D::Owned<T::Acc>,
@@ -50,8 +52,15 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
         limits: &Limits,
         training: bool,
     ) -> Result<Self, Error<D::Error>> {
-        let MoeConfig { experts, top_k, .. } = *config;
-        let (tokens, sequences) = (limits.tokens, limits.sequences);
+        let MoeConfig { experts, place, .. } = *config;
+        let Room { routed, slots, rows, .. } = Room::of(config, limits)?;
+        let sequences = limits.sequences;
+        // With expert parallelism the offsets travel, and with them how many rows there is room for on this rank.
+        let mut offsets = session.alloc(experts + 2)?;
+        if place.ep.size > 1 {
+            session
+                .upload(&[rows as u32], whole_mut::<D, u32>(&mut offsets).slice(experts + 1..experts + 2)?)?;
+        }
         let losses = if training {
             Some(Losses {
                 sequences: session.alloc(sequences + 1)?,
@@ -66,18 +75,18 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
             None
         };
         Ok(Self {
-            tokens: 0,
+            share: Share::default(),
             config: *config,
-            batch: BatchState::with_room(sequences, experts),
+            batch: BatchState::with_room(sequences, config),
             losses_of: None,
             stamped: None,
-            logits: session.alloc(tokens * experts)?,
-            ids: session.alloc(tokens * top_k)?,
-            weights: session.alloc(tokens * top_k)?,
+            logits: session.alloc(routed * experts)?,
+            ids: session.alloc(slots)?,
+            weights: session.alloc(slots)?,
             non_finite: session.alloc(1)?,
-            offsets: session.alloc(experts + 1)?,
-            row_of_slot: session.alloc(tokens * top_k)?,
-            slot_of_row: session.alloc(tokens * top_k)?,
+            offsets,
+            row_of_slot: session.alloc(slots)?,
+            slot_of_row: session.alloc(slots)?,
             counts: session.alloc(experts)?,
             dropped: session.alloc(1)?,
             stamp: session.alloc(STAMP)?,
@@ -85,13 +94,13 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
         })
     }
 
-    /// Tokens of the last forward.
+    /// Tokens of the last forward that this rank routes.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.share.routed.len()
     }
 
     fn slots(&self) -> usize {
-        self.tokens * self.config.top_k
+        self.tokens() * self.config.top_k
     }
 
     /// (tokens, experts)
@@ -99,7 +108,7 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
     /// # Errors
     /// Never after a forward; [`Error::Shape`] would name the buffer.
     pub fn logits(&self) -> Result<In<'_, D, T::Acc>, Error<D::Error>> {
-        Ok(first::<D, T::Acc>(&self.logits, self.tokens * self.config.experts)?)
+        Ok(first::<D, T::Acc>(&self.logits, self.tokens() * self.config.experts)?)
     }
 
     /// (tokens, top_k); `experts` for a slot whose score was NaN
@@ -118,7 +127,7 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
         Ok(first::<D, T::Acc>(&self.weights, self.slots())?)
     }
 
-    /// (experts + 1): first row of each expert, and the number of rows
+    /// (experts + 1): first row of each expert, and the number of rows, before any row travels
     ///
     /// # Errors
     /// As [`logits`](Self::logits).
@@ -140,6 +149,12 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
     /// As [`logits`](Self::logits).
     pub fn slot_of_row(&self) -> Result<In<'_, D, u32>, Error<D::Error>> {
         Ok(first::<D, u32>(&self.slot_of_row, self.slots())?)
+    }
+
+    /// The tokens `rows` as the experts see them.
+    pub(crate) fn side<'a>(&'a self, rows: In<'a, D, T>) -> Result<Side<'a, D, T>, Error<D::Error>> {
+        let (index, offsets, weights) = (self.slot_of_row()?, self.offsets()?, self.weights()?);
+        Ok(Side { rows, index, offsets, weights, out_index: None })
     }
 
     /// Room for recorded ids: `slot_of_row`, which is free until Sort writes it.
@@ -170,6 +185,8 @@ pub(crate) enum Stage {
 /// What backward needs of a training forward. Backward uses it up: h becomes the gradient at the activation's input.
 pub struct Saved<D: Device, T: Scalar> {
     pub(crate) routing: Routing<D, T>,
+    /// what came from the owners of tokens, with expert parallelism
+    pub(crate) arrived: Option<Arrived<D, T>>,
     pub(crate) h: Option<D::Owned<T>>,
     pub(crate) shared_h: Option<D::Owned<T>>,
     pub(crate) shared_gate: Option<SharedGate<D, T>>,
@@ -193,14 +210,19 @@ impl<T: Scalar, D: MoeDevice<T>> Saved<D, T> {
         limits: &Limits,
         training: bool,
     ) -> Result<Self, Error<D::Error>> {
-        let MoeConfig { top_k, activation, shared, .. } = *config;
-        let tokens = limits.tokens;
+        let MoeConfig { activation, shared, .. } = *config;
+        let (part, room) = (config.part(), Room::of(config, limits)?);
+        let tokens = room.total;
         let keeps = training && config.memory == MemoryPolicy::Keep;
-        let h = if keeps { Some(session.alloc(tokens * top_k * config.up_width())?) } else { None };
+        let up = activation.up_width(part.hidden.len());
+        let h = if keeps { Some(session.alloc(room.rows * up)?) } else { None };
+        let shared_up = activation.up_width(part.shared_hidden.len());
         let shared_h = match shared {
-            Some(shared) if keeps => Some(session.alloc(tokens * activation.up_width(shared.hidden))?),
+            Some(_) if keeps => Some(session.alloc(tokens * shared_up)?),
             _ => None,
         };
+        let arrived =
+            if config.place.ep.size > 1 { Some(Arrived::new(session, config, &room, keeps)?) } else { None };
         let shared_gate = match shared {
             Some(shared) if shared.gated => Some(SharedGate {
                 logits: session.alloc(tokens)?,
@@ -211,20 +233,35 @@ impl<T: Scalar, D: MoeDevice<T>> Saved<D, T> {
             _ => None,
         };
         let routing = Routing::new(session, config, limits, training)?;
-        Ok(Self { routing, h, shared_h, shared_gate, stage: Stage::Empty, adopted: false })
+        Ok(Self { routing, arrived, h, shared_h, shared_gate, stage: Stage::Empty, adopted: false })
     }
 
     /// Bytes that it keeps for each token of the runner's limit, x and what does not grow with tokens aside.
     pub fn bytes_per_token(&self) -> usize {
-        let MoeConfig { experts, top_k, .. } = self.routing.config;
-        let kept = |buffer: &Option<D::Owned<T>>, width: usize| buffer.as_ref().map_or(0, |_| width);
-        let config = &self.routing.config;
-        let shared_up = config.shared.map_or(0, |shared| config.activation.up_width(shared.hidden));
-        let values = kept(&self.h, top_k * config.up_width()) + kept(&self.shared_h, shared_up);
-        let gate = if self.shared_gate.is_some() { 2 } else { 0 };
-        let sums = experts + top_k + gate;
-        let indices = 3 * top_k + gate / 2;
-        values * T::DTYPE.size() + sums * T::Acc::DTYPE.size() + indices * size_of::<u32>()
+        let (routing, gate, arrived) = (&self.routing, self.shared_gate.as_ref(), self.arrived.as_ref());
+        let tokens = whole::<D, T::Acc>(&routing.logits).len() / routing.config.experts;
+        let kept = [self.h.as_ref(), self.shared_h.as_ref(), arrived.and_then(|arrived| arrived.x.as_ref())];
+        let sums = [
+            Some(&routing.logits),
+            Some(&routing.weights),
+            gate.map(|gate| &gate.logits),
+            gate.map(|gate| &gate.weights),
+            arrived.map(|arrived| &arrived.weights),
+        ];
+        let indices = [
+            Some(&routing.ids),
+            Some(&routing.row_of_slot),
+            Some(&routing.slot_of_row),
+            gate.map(|gate| &gate.ids),
+            arrived.map(|arrived| &arrived.index),
+        ];
+        let bytes = kept.into_iter().flatten().map(|b| whole::<D, T>(b).len()).sum::<usize>()
+            * T::DTYPE.size()
+            + sums.into_iter().flatten().map(|b| whole::<D, T::Acc>(b).len()).sum::<usize>()
+                * T::Acc::DTYPE.size()
+            + indices.into_iter().flatten().map(|b| whole::<D, u32>(b).len()).sum::<usize>()
+                * size_of::<u32>();
+        bytes / tokens.max(1)
     }
 
     /// The routing of the last forward.

@@ -11,8 +11,9 @@ use crate::view::{first_mut, whole_mut};
 
 impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn set_stamp(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
-        let config = &saved.routing.config;
-        let stamp = Stamp { layer: config.layer, ..self.batch.stamp };
+        let (config, share) = (&saved.routing.config, &saved.routing.share);
+        let first_token = self.batch.stamp.first_token.wrapping_add(share.routed.start as u64);
+        let stamp = Stamp { layer: config.layer, first_token, ..self.batch.stamp };
         let read = config.rule.jitter.is_some() || config.rule.selection == Selection::RoundRobin;
         if read && saved.routing.stamped != Some(stamp) {
             saved.routing.stamped = None;
@@ -26,8 +27,8 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     pub(super) fn set_losses(&mut self, saved: &mut Saved<D, T>) -> Result<(), Error<D::Error>> {
         let (session, batch) = (&self.session, &self.batch);
         let routing = &mut saved.routing;
-        let (config, tokens) = (&routing.config, routing.tokens);
-        let filled = routing.losses_of == Some(tokens) && routing.batch.has_losses_of(batch);
+        let (config, share) = (&routing.config, &routing.share);
+        let filled = routing.losses_of.as_ref() == Some(share) && routing.batch.has_losses_of(batch);
         routing.batch.copy_from(batch);
         if filled {
             return Ok(());
@@ -36,10 +37,13 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let Some(losses) = &mut routing.losses else {
             return Err(Error::State(INFERENCE_ONLY));
         };
-        let mut bound = 0;
+        let (tokens, own) = (share.total, &share.own);
+        let mut end = 0;
         session.upload(&[0], first_mut::<D, u32>(&mut losses.sequences, 1)?)?;
         for s in 0..batch.count_for(config) {
-            bound += batch.length(config, tokens, s) as u32;
+            end += batch.length(config, tokens, s);
+            // The part of the sequence that is this rank's own, counted from there.
+            let bound = (end.clamp(own.start, own.end) - own.start) as u32;
             let place = whole_mut::<D, u32>(&mut losses.sequences).slice(s + 1..s + 2)?;
             session.upload(&[bound], place)?;
             let factor = [T::Acc::of(batch.factor(config, tokens, s))];
@@ -51,7 +55,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             session
                 .upload(&batch.step_counts, first_mut::<D, u32>(&mut losses.step_counts, config.experts)?)?;
         }
-        routing.losses_of = Some(tokens);
+        routing.losses_of = Some(share.clone());
         Ok(())
     }
 }

@@ -111,7 +111,7 @@ fn matrices_that_do_not_fit_are_refused() {
 #[test]
 fn limits_that_no_runner_can_have_are_refused() {
     let make = |tokens, sequences| {
-        let limits = Limits { tokens, sequences, training: true };
+        let limits = Limits { sequences, ..Limits::training(tokens) };
         Runner::<_, f32>::with_limits(&HOST, &plain(), limits).map(|_| ())
     };
     let range = |result: Result<(), Failed>, name| match result {

@@ -190,11 +190,16 @@ impl BatchState {
                 wanted: wanted.to_string(),
             }));
         }
-        self.check_spread(config, spread)
+        self.check_spread(config, tokens, spread)
     }
 
     /// What other ranks have is not known here, and no default can stand for it.
-    fn check_spread<B: BackendError>(&self, config: &MoeConfig, spread: Spread) -> Result<(), Error<B>> {
+    fn check_spread<B: BackendError>(
+        &self,
+        config: &MoeConfig,
+        tokens: usize,
+        spread: Spread,
+    ) -> Result<(), Error<B>> {
         let Spread { dp, cp } = spread;
         let loss = config.balance.loss;
         let batch_wise = matches!(loss, Some(BalanceLoss::Batch(_)));
@@ -212,7 +217,7 @@ impl BatchState {
                     "other ranks have sequences of this step: give Batch::step_sequences",
                 ));
             }
-            if cp && self.whole_sequences.is_empty() {
+            if cp && tokens > 0 && self.whole_sequences.is_empty() {
                 return Err(Error::State(
                     "other ranks have parts of these sequences: give Batch::whole_sequences",
                 ));

@@ -39,6 +39,13 @@ pub struct Base<'a, D: Device, T: Scalar> {
     pub scale: Option<In<'a, D, T::Acc>>,
 }
 
+impl<D: Device, T: Scalar> Clone for Base<'_, D, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device, T: Scalar> Copy for Base<'_, D, T> {}
+
 /// Views of [`Combine`].
 pub struct CombineArgs<'a, D: Device, T: Scalar> {
     /// (rows, width)

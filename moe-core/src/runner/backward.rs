@@ -8,7 +8,7 @@ use super::{Backward, INFERENCE_ONLY, Rows, Runner, Saved};
 use crate::collective::Collective;
 use crate::error::{Error, OpId, expect};
 use crate::layer::{Grads, MoeLayer};
-use crate::ops::{MoeDevice, SumSquares, SumSquaresArgs, SumSquaresDims};
+use crate::ops::{Base, MoeDevice, SumSquares, SumSquaresArgs, SumSquaresDims};
 use crate::scalar::{Accum, Scalar};
 use crate::view::{In, first, whole, whole_mut};
 use alloc::vec::Vec;
@@ -166,7 +166,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let buffers = [shared.map(|shared| &shared.y), shared_gate.map(|gate| &gate.dx)];
         for (part, buffer) in parts.iter_mut().zip(buffers) {
             if let Some(buffer) = buffer {
-                *part = Some((first::<D, T>(buffer, plan.share.total * width)?, None));
+                *part = Some(Base { rows: first::<D, T>(buffer, plan.share.total * width)?, scale: None });
             }
         }
         let terms = Terms {

@@ -148,27 +148,24 @@ pub(super) struct Terms<'a, D: Device, T: Scalar> {
     pub(super) weights: Option<In<'a, D, T::Acc>>,
     /// (routed tokens, D): the gate's part of dx
     pub(super) router: Option<In<'a, D, T>>,
-    /// (total, D), (total)?: parts of the shared experts and their gate
-    pub(super) shared: [Option<(In<'a, D, T>, Option<In<'a, D, T::Acc>>)>; 2],
+    /// of all tokens
+    pub(super) shared: Shared<'a, D, T>,
 }
+
+/// Parts of the shared experts and of their gate.
+type Shared<'a, D, T> = [Option<Base<'a, D, T>>; 2];
 
 impl<'a, D: Device, T: Scalar> Terms<'a, D, T> {
     /// The shared parts of some tokens.
-    fn shared_of(
-        &self,
-        tokens: Range<usize>,
-        width: usize,
-    ) -> Result<[Option<Base<'a, D, T>>; 2], Error<D::Error>> {
-        let mut base = [None, None];
-        for (base, term) in base.iter_mut().zip(self.shared) {
-            let Some((rows, scale)) = term else { continue };
-            let scale = match scale {
-                Some(scale) => Some(scale.slice(tokens.clone())?),
-                None => None,
-            };
-            *base = Some(Base { rows: rows.slice(tokens.start * width..tokens.end * width)?, scale });
+    fn shared_of(&self, tokens: Range<usize>, width: usize) -> Result<Shared<'a, D, T>, Error<D::Error>> {
+        let mut parts = self.shared;
+        for Base { rows, scale } in parts.iter_mut().flatten() {
+            *rows = rows.slice(tokens.start * width..tokens.end * width)?;
+            if let Some(scale) = scale {
+                *scale = scale.slice(tokens.clone())?;
+            }
         }
-        Ok(base)
+        Ok(parts)
     }
 }
 
@@ -233,7 +230,7 @@ fn combine<T: Scalar, D: MoeDevice<T>>(
     plan: &Plan,
     terms: &Terms<'_, D, T>,
     router: Option<Base<'_, D, T>>,
-    [shared, gate]: [Option<Base<'_, D, T>>; 2],
+    [shared, gate]: Shared<'_, D, T>,
     out: Out<'_, D, T>,
 ) -> Result<(), Error<D::Error>> {
     let Terms { y, row_of_slot, weights, .. } = *terms;
@@ -247,7 +244,7 @@ fn combine_terms<T: Scalar, D: MoeDevice<T>>(
     plan: &Plan,
     absent: In<'_, D, u32>,
     terms: &Terms<'_, D, T>,
-    [shared, gate]: [Option<Base<'_, D, T>>; 2],
+    [shared, gate]: Shared<'_, D, T>,
     out: Out<'_, D, T>,
 ) -> Result<(), Error<D::Error>> {
     let y = terms.y.slice(0..0)?;

@@ -9,7 +9,7 @@ use crate::config::{BalanceLoss, Capacity, DropPolicy, MoeConfig, ScoreOrder};
 use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
 use crate::ops::{
-    ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
+    Base, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
     RouteStatsArgs, Selection, Sort, SortArgs,
 };
 use crate::scalar::Scalar;
@@ -211,7 +211,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
                     (Some(gate), true) => Some(first::<D, T::Acc>(&gate.weights, total)?),
                     _ => None,
                 };
-                Some((first::<D, T>(&shared.y, total * width)?, scale))
+                Some(Base { rows: first::<D, T>(&shared.y, total * width)?, scale })
             }
             _ => None,
         };

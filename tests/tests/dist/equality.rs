@@ -3,11 +3,11 @@
 use crate::alone::{Outcome, Step};
 use crate::cases::{Case, case, cases};
 use crate::layout::{Layout, Shape};
-use crate::part::{Mistake, Part, part, placed, same_tokens};
+use crate::part::{Mistake, Part, part, placed};
 use crate::ranks::on_ranks;
 use moe_core::ops::Activation;
 use moe_core::{BalanceLoss, Host, MoeConfig, ScoreOrder, SharedExperts};
-use moe_dist::mesh::{Degrees, Mesh};
+use moe_dist::mesh::{Degrees, Mesh, Span};
 
 /// Runs a case on a mesh and compares every rank with one process.
 ///
@@ -58,7 +58,8 @@ fn near(what: &str, got: &[f64], want: &[f64], scale: &[f64]) -> Result<(), Stri
         return Err(format!("{what}: {} elements, wanted {}", got.len(), want.len()));
     }
     // A NaN is near nothing.
-    match got.iter().zip(want).position(|(got, want)| !((got - want).abs() <= 1e-12 * largest)) {
+    let is_near = |(got, want): (&f64, &f64)| (got - want).abs() <= 1e-12 * largest;
+    match got.iter().zip(want).position(|pair| !is_near(pair)) {
         Some(at) => Err(format!("{what}: element {at} is {}, wanted {}", got[at], want[at])),
         None => Ok(()),
     }
@@ -81,7 +82,7 @@ fn replicas(case: &Case, layout: &Layout, parts: &[Part<f64>]) -> Result<(), Str
                 ));
             }
         }
-        let peer = same_tokens(layout, rank)[0];
+        let peer = layout.mesh.members(Span::Tp, rank)[0];
         let other = &parts[peer].out;
         if !case.sequence_parallel && (bits(&out.y), bits(&out.dx)) != (bits(&other.y), bits(&other.dx)) {
             return Err(format!("ranks {peer} and {rank} have other bits of the same tokens"));

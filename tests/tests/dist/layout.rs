@@ -15,6 +15,8 @@ pub(crate) enum Shape {
     Sparse,
     /// one sequence of 16 tokens on every data rank
     Even,
+    /// enough that experts have more rows than a tile
+    Many,
 }
 
 /// Tokens over the ranks of a mesh.
@@ -35,6 +37,7 @@ impl Layout {
             Shape::Sparse if data == 0 => vec![3],
             Shape::Sparse => Vec::new(),
             Shape::Even => vec![16],
+            Shape::Many => vec![17 + 7 * (data % 3), 9],
         };
         Self { mesh, sequences: (0..mesh.dp()).map(of).collect(), sequence_parallel, shape }
     }

@@ -1,9 +1,11 @@
 //! Many ranks.
 
 mod alone;
+mod bits;
 mod cases;
 mod checkpoint;
 mod equality;
+mod exchange;
 mod layout;
 mod mesh;
 mod part;

@@ -9,7 +9,6 @@ use moe_core::{
 };
 use moe_dist::World;
 use moe_dist::gradients::Replicated;
-use moe_dist::mesh::Span;
 
 /// A mistake, made in the wiring around the runner or in what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +100,13 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
         [&step.x, &step.dy].map(|rows| runner.upload(step.rows(rows, &local).view()).expect("rows"));
     let (mut y, mut dx) = (runner.like(&x).expect("y"), runner.like(&x).expect("dx"));
     let (mut losses, mut dropped) = ([0.0; 2], 0);
-    for _ in 0..case.repeats {
-        runner.forward_train(&layer, &x, &mut saved, &mut y).expect("forward");
+    for micro_batch in 0..case.repeats {
+        if micro_batch == 0 {
+            runner.forward_train(&layer, &x, &mut saved, &mut y).expect("forward");
+        } else {
+            runner.route(&layer, &x, &mut saved).expect("a routing");
+            runner.experts(&layer, &x, &mut saved, &mut y).expect("the experts");
+        }
         let figures = runner.figures(&saved).expect("figures");
         losses[0] += figures.balance_loss;
         losses[1] += figures.z_loss;
@@ -110,6 +114,10 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
         let layer = backward.as_ref().unwrap_or(&layer);
         runner.backward(layer, &x, &mut saved, &dy, &mut dx, &mut grads).expect("backward");
     }
+    let mut inferred = runner.like(&x).expect("y");
+    runner.forward(&layer, &x, &mut inferred).expect("inference");
+    let [trained, inferred] = [&y, &inferred].map(|rows| read(runner.session(), rows.view()));
+    assert_eq!(trained, inferred, "inference has the outputs of training");
     if let Some(mut tp) = real_tp {
         let stream = runner.session().stream();
         tp.all_reduce(stream, Reduce::Sum, y.view_mut()).expect("a sum");
@@ -156,9 +164,4 @@ fn with_bias_times<T: Scalar, D: MoeDevice<T>>(
         tensor.bytes = bytemuck::cast_slice(&values).to_vec();
     }
     MoeLayer::from_state(device, config, state).expect("its own tensors")
-}
-
-/// The span of ranks that see the same tokens.
-pub(crate) fn same_tokens(layout: &Layout, rank: usize) -> Vec<usize> {
-    layout.mesh.members(Span::Tp, rank)
 }

@@ -1,4 +1,4 @@
-//! Forward: route, sort, up, down, combine.
+//! Forward: route, sort, up, down, combine; or route and decode.
 
 use super::edge::{self, Tokens};
 use super::forward_ops::From;
@@ -30,7 +30,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             let result = runner.begin(layer, x, &mut saved).and_then(|plan| {
                 runner.with_tokens(x, &mut saved, &plan, |runner, tokens, saved| {
                     runner.route_ops(layer, tokens, saved, &plan, From::Inference)?;
-                    runner.expert_ops(layer, tokens, saved, y, &plan, false)
+                    runner.inference_ops(layer, tokens, saved, y, &plan)
                 })
             });
             runner.inference = Some(saved);

@@ -3,14 +3,16 @@
 use super::edge::{self, Terms, Tokens};
 use super::exchange::{Exchange, To};
 use super::groups::Groups;
-use super::{Plan, Rows, Runner, Saved};
+use super::saved::SharedGate;
+use super::{Plan, Rows, Runner, Saved, Shared};
 use crate::collective::{Collective, Reduce};
 use crate::config::{BalanceLoss, Capacity, DropPolicy, MoeConfig, ScoreOrder};
-use crate::error::{Error, OpId, expect};
+use crate::device::Device;
+use crate::error::{Error, OpId, ShapeError, expect};
 use crate::layer::MoeLayer;
 use crate::ops::{
-    Base, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
-    RouteStatsArgs, Selection, Sort, SortArgs,
+    Base, Decode, DecodeArgs, DecodeRoom, ExpertDims, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs,
+    MoeDevice, Route, RouteArgs, RouteStats, RouteStatsArgs, Selection, Sort, SortArgs,
 };
 use crate::scalar::Scalar;
 use crate::view::{In, first, first_mut, whole, whole_mut};
@@ -65,8 +67,11 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             };
             self.session.run::<RouteStats<T>>(&plan.stats(own.len()), args)?;
         }
+        if from == From::Inference {
+            return Ok(());
+        }
         self.sort_op(saved, plan)?;
-        if from == From::Inference { Ok(()) } else { self.sum_counts(saved, plan) }
+        self.sum_counts(saved, plan)
     }
 
     /// Sums the counts of the load-balancing loss over the ranks that hold parts of what it is about.
@@ -87,6 +92,22 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             group.all_reduce::<u32>(self.session.stream(), Reduce::Sum, counts)?;
         }
         Ok(())
+    }
+
+    /// What follows the router in inference: the way that suits the device.
+    pub(super) fn inference_ops(
+        &mut self,
+        layer: &MoeLayer<D, T>,
+        tokens: Tokens<'_, D, T>,
+        saved: &mut Saved<D, T>,
+        y: &mut Rows<D, T>,
+        plan: &Plan,
+    ) -> Result<(), Error<D::Error>> {
+        if plan.decodes::<T, D>(self.session.device()) {
+            return self.decode_ops(layer, tokens, saved, y, plan);
+        }
+        self.sort_op(saved, plan)?;
+        self.expert_ops(layer, tokens, saved, y, plan, false)
     }
 
     pub(super) fn sort_op(&mut self, saved: &mut Saved<D, T>, plan: &Plan) -> Result<(), Error<D::Error>> {
@@ -204,17 +225,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         plan: &Plan,
         y: &mut Rows<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let (width, total) = (layer.config.width, plan.share.total);
-        let shared = match (&self.shared, layer.config.shared) {
-            (Some(shared), Some(config)) => {
-                let scale = match (&saved.shared_gate, config.gated) {
-                    (Some(gate), true) => Some(first::<D, T::Acc>(&gate.weights, total)?),
-                    _ => None,
-                };
-                Some(Base { rows: first::<D, T>(&shared.y, total * width)?, scale })
-            }
-            _ => None,
-        };
+        let width = layer.config.width;
         let rows = match (exchange, &saved.arrived) {
             (Some(exchange), Some(arrived)) => exchange.returned(&arrived.splits, &self.y),
             _ => &self.y,
@@ -225,10 +236,47 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             row_of_slot: saved.routing.row_of_slot()?,
             weights: if first_scores { None } else { Some(saved.routing.weights()?) },
             router: None,
-            shared: [shared, None],
+            shared: [shared_term(&self.shared, &saved.shared_gate, plan)?, None],
         };
         let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
         edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, y.view_mut())
+    }
+
+    /// Sort, experts and their sum as one op.
+    fn decode_ops(
+        &mut self,
+        layer: &MoeLayer<D, T>,
+        tokens: Tokens<'_, D, T>,
+        saved: &mut Saved<D, T>,
+        y: &mut Rows<D, T>,
+        plan: &Plan,
+    ) -> Result<(), Error<D::Error>> {
+        let dims = plan.decode();
+        let ExpertDims { rows, width, hidden, experts, .. } = dims.experts;
+        expect(OpId("forward"), "y", &[plan.tokens, width], y.view().len())?;
+        self.shared_forward(layer, tokens.all, saved, plan, false)?;
+        let Saved { routing, shared_gate, .. } = saved;
+        let args = DecodeArgs {
+            x: tokens.routed,
+            ids: first::<D, u32>(&routing.ids, rows)?,
+            weights: first::<D, T::Acc>(&routing.weights, rows)?,
+            w13: layer.packed.0.up.weight(&layer.weights.w13),
+            b13: layer.weights.b13.as_ref().map(whole::<D, T>),
+            w2: layer.packed.0.down.weight(&layer.weights.w2),
+            b2: layer.weights.b2.as_ref().map(whole::<D, T>),
+            base: [shared_term(&self.shared, shared_gate, plan)?, None, None],
+            counts: first_mut::<D, u32>(&mut routing.counts, experts)?,
+            dropped: whole_mut::<D, u32>(&mut routing.dropped),
+            out: y.view_mut(),
+            room: DecodeRoom {
+                offsets: first_mut::<D, u32>(&mut routing.offsets, experts + 1)?,
+                row_of_slot: first_mut::<D, u32>(&mut routing.row_of_slot, rows)?,
+                slot_of_row: first_mut::<D, u32>(&mut routing.slot_of_row, rows)?,
+                a: first_mut::<D, T>(&mut self.a, rows * hidden)?,
+                y: first_mut::<D, T>(&mut self.y, rows * width)?,
+            },
+        };
+        self.session.run::<Decode<T>>(&dims, args)
     }
 
     /// The shared experts are one group of all tokens.
@@ -286,4 +334,18 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         };
         self.session.run::<ExpertDown<T>>(&dims, args)
     }
+}
+
+/// What the shared experts add to every token, if there are some.
+fn shared_term<'a, D: Device, T: Scalar>(
+    shared: &'a Option<Shared<D, T>>,
+    gate: &'a Option<SharedGate<D, T>>,
+    plan: &Plan,
+) -> Result<Option<Base<'a, D, T>>, ShapeError> {
+    let (Some(shared), Some(config)) = (shared, plan.config.shared) else { return Ok(None) };
+    let scale = match gate {
+        Some(gate) if config.gated => Some(first::<D, T::Acc>(&gate.weights, plan.share.total)?),
+        _ => None,
+    };
+    Ok(Some(Base { rows: first::<D, T>(&shared.y, plan.share.total * plan.config.width)?, scale }))
 }

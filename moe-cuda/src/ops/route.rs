@@ -1,8 +1,9 @@
 //! Route: a kernel for the logits, in tiles that keep all multiprocessors busy or in chains for few tokens, and one for what
-//! follows from them, a warp per token.
+//! follows from them, a warp per token; or one for both, if there are one or two tokens.
 
 mod few;
 mod native;
+mod one;
 
 use super::Float;
 use crate::call::{Address, Call, Grid, Params};
@@ -17,6 +18,7 @@ use native::NativeParams;
 
 pub(super) use few::IMAGE as FEW_IMAGE;
 pub(super) use native::IMAGE as NATIVE_IMAGE;
+pub(super) use one::IMAGE as ONE_IMAGE;
 
 pub(super) static IMAGE: Image = image!(
     "route",
@@ -61,6 +63,14 @@ struct RouteParams {
 
 // SAFETY: the kernel's struct has the same fields.
 unsafe impl Params for RouteParams {}
+
+impl RouteParams {
+    /// What kernels take that compute logits alone.
+    fn operands(&self) -> NativeParams {
+        let Self { x, gate, gate_bias, logits, non_finite, tokens, width, experts, .. } = *self;
+        NativeParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts }
+    }
+}
 
 /// A kernel's tile of logits.
 struct Tile {
@@ -206,7 +216,11 @@ impl<T: Float> Kernel<Route<T>> for Cuda {
             normalize: rule.normalize.into(),
             scale: rule.scale,
         };
-        let path = logits::<T>(&call, dims, &params)?;
+        let operands = params.operands();
+        if let Some(path) = one::launch::<T>(&call, dims, &params, &operands)? {
+            return Ok(path);
+        }
+        let path = logits::<T>(&call, dims, &params, &operands)?;
         match blocks_with_rows(dims) {
             0 => call.launch("route_choose", Grid::new(tokens.div_ceil(4), CHOOSERS), &params)?,
             blocks => call.launch("route_choose_any", Grid::new(blocks, CHOOSERS), &params)?,
@@ -220,16 +234,15 @@ fn logits<T: Float>(
     call: &Call<'_, Route<T>>,
     dims: &RouteDims,
     params: &RouteParams,
+    native: &NativeParams,
 ) -> Result<Path, CudaError> {
-    let RouteParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts, .. } = *params;
-    let native = NativeParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts };
-    if native::fits::<T>(call.cuda, dims, &native) {
-        return native::launch::<T>(call, dims, &native);
+    if native::fits::<T>(call.cuda, dims, native) {
+        return native::launch::<T>(call, dims, native);
     }
     let processors = call.cuda.facts().processors;
     let (tile, few) = (Tile::of(dims, processors), Few::of(dims, processors));
-    if few::fits::<T>(call.cuda, dims, &native) && few.time(dims, processors) <= tile.time(dims, processors) {
-        return few.launch::<T>(call, dims, &native);
+    if few::fits::<T>(call.cuda, dims, native) && few.time(dims, processors) <= tile.time(dims, processors) {
+        return few.launch::<T>(call, dims, native);
     }
     call.launch(tile.kernel::<T>(), Grid::new(tile.blocks(dims).max(1), tile.threads), params)?;
     Ok(tile.path)

@@ -86,6 +86,16 @@ impl<'a, O: Op> Call<'a, O> {
         Ok(Self { program, work: stream.work(), op: PhantomData })
     }
 
+    /// What is launched from now on is of another program.
+    pub(crate) fn turn_to(
+        &mut self,
+        device: &'a OpenCl,
+        (source, storage): (&Source, DType),
+    ) -> Result<(), OpenClError> {
+        self.program = device.program(source, storage)?;
+        Ok(())
+    }
+
     pub(crate) fn read<T: Elem>(
         &self,
         what: &'static str,
@@ -122,7 +132,6 @@ impl<'a, O: Op> Call<'a, O> {
         view.map_or(Ok(Place::NONE), |view| self.write(what, view))
     }
 
-    #[expect(dead_code, reason = "the products' weights come next")]
     /// Weights as they are: this backend has no layout of its own.
     pub(crate) fn weight<T: Scalar>(
         &self,

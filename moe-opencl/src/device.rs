@@ -90,6 +90,17 @@ impl OpenCl {
         &self.0.context.listed.facts
     }
 
+    /// An error where the reproducible gate's bits cannot be had.
+    pub(crate) fn gives_exact_bits(&self) -> Result<(), OpenClError> {
+        let facts = self.facts();
+        let what = match (facts.subnormals, facts.rounded) {
+            (true, true) => return Ok(()),
+            (false, _) => "subnormal f32",
+            (true, false) => "correctly rounded division",
+        };
+        Err(OpenClError::Inexact { name: facts.name.clone(), what })
+    }
+
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.0.context
     }

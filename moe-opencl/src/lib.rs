@@ -6,7 +6,7 @@
 //! stream    queues of work                  cache    built programs, on disk
 //! event     marks between streams           buffer   memory
 //! order     which work comes before which   call     arguments and launches
-//! ops       one file per op, named as in moe-core; its kernels in kernels/ under the same name
+//! ops       one file per op, named as in moe-core; its kernels in kernels/ under the same name; scores, for three of them
 //! ```
 //!
 //! Binaries that use this crate link libOpenCL, the loader, which finds the drivers (Debian: ocl-icd-opencl-dev to build).

@@ -3,9 +3,14 @@
 mod adamw;
 mod bias_update;
 mod combine;
+mod gate_bwd;
 mod gather;
 mod merge;
 mod pack_weights;
+mod route;
+mod route_bwd;
+mod route_stats;
+mod scores;
 mod sort;
 mod sum_squares;
 
@@ -19,8 +24,14 @@ pub(crate) static SOURCES: &[&Source] = &[
     &adamw::SOURCE,
     &bias_update::SOURCE,
     &combine::SOURCE,
+    &gate_bwd::SOURCE,
     &gather::SOURCE,
     &merge::SOURCE,
+    &route::SOURCE,
+    &route::CHOOSE,
+    &route_bwd::SOURCE,
+    &route_stats::SOURCE,
+    &scores::SOURCE,
     &sort::SOURCE,
     &sum_squares::SOURCE,
 ];

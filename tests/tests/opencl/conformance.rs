@@ -2,7 +2,9 @@
 
 use crate::devices::devices;
 use half::{bf16, f16};
-use moe_core::ops::{AdamW, BiasUpdate, Combine, Gather, Merge, Sort, SumSquares};
+use moe_core::ops::{
+    AdamW, BiasUpdate, Combine, GateBwd, Gather, Merge, Route, RouteBwd, RouteStats, Sort, SumSquares,
+};
 use moe_opencl::Float;
 use moe_tests::{Report, check_memory, check_op};
 
@@ -14,6 +16,10 @@ fn conforms<T: Float>(test: &str) {
         check_op::<Gather<T>, T, _>(device, &mut report);
         check_op::<Sort<T>, T, _>(device, &mut report);
         check_op::<Merge, T, _>(device, &mut report);
+        check_op::<Route<T>, T, _>(device, &mut report);
+        check_op::<RouteStats<T>, T, _>(device, &mut report);
+        check_op::<RouteBwd<T>, T, _>(device, &mut report);
+        check_op::<GateBwd<T>, T, _>(device, &mut report);
         check_op::<AdamW<T>, T, _>(device, &mut report);
         check_op::<SumSquares<T>, T, _>(device, &mut report);
         check_op::<BiasUpdate<T>, T, _>(device, &mut report);

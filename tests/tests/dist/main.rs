@@ -9,6 +9,7 @@ mod exchange;
 mod layout;
 mod mesh;
 mod part;
+mod processes;
 mod ranks;
 mod rules;
 mod steps;

@@ -1,4 +1,4 @@
-//! The launches of forward: router, sort, routed experts, shared experts, combine.
+//! The launches of forward: router, sort, routed experts, combine.
 
 use super::edge::{self, Terms, Tokens};
 use super::exchange::{Exchange, To};
@@ -229,61 +229,5 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         };
         let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
         edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, y.view_mut())
-    }
-
-    /// The shared experts are one group of all tokens.
-    fn shared_forward(
-        &mut self,
-        layer: &MoeLayer<D, T>,
-        x: In<'_, D, T>,
-        saved: &mut Saved<D, T>,
-        plan: &Plan,
-        keep: bool,
-    ) -> Result<(), Error<D::Error>> {
-        let (Some(weights), Some(packed), Some(space)) =
-            (&layer.weights.shared, &layer.packed.1, &mut self.shared)
-        else {
-            return Ok(());
-        };
-        let dims = plan.shared();
-        if let (Some(gate), Some(gate_weight)) = (&mut saved.shared_gate, &weights.gate) {
-            let args = RouteArgs {
-                x,
-                gate: packed.gate.weight(gate_weight),
-                gate_bias: None,
-                selection_bias: None,
-                forced_ids: None,
-                stamp: None,
-                logits: first_mut::<D, T::Acc>(&mut gate.logits, plan.share.total)?,
-                ids: first_mut::<D, u32>(&mut gate.ids, plan.share.total)?,
-                weights: first_mut::<D, T::Acc>(&mut gate.weights, plan.share.total)?,
-                non_finite: whole_mut::<D, u32>(&mut gate.non_finite),
-            };
-            self.session.run::<Route<T>>(&plan.shared_gate().route(), args)?;
-        }
-        let h = match &mut saved.shared_h {
-            Some(h) if keep => Some(first_mut::<D, T>(h, dims.rows * dims.up_width())?),
-            _ => None,
-        };
-        let args = ExpertUpArgs {
-            x,
-            index: None,
-            offsets: whole::<D, u32>(&self.whole.buffer),
-            w13: packed.up.weight(&weights.w13),
-            b13: None,
-            weights: None,
-            h,
-            a: first_mut::<D, T>(&mut space.a, dims.rows * dims.hidden)?,
-        };
-        self.session.run::<ExpertUp<T>>(&dims, args)?;
-        let args = ExpertDownArgs {
-            a: first::<D, T>(&space.a, dims.rows * dims.hidden)?,
-            offsets: whole::<D, u32>(&self.whole.buffer),
-            w2: packed.down.weight(&weights.w2),
-            b2: None,
-            out_index: None,
-            y: first_mut::<D, T>(&mut space.y, dims.rows * dims.width)?,
-        };
-        self.session.run::<ExpertDown<T>>(&dims, args)
     }
 }

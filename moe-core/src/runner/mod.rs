@@ -15,6 +15,8 @@ mod rows;
 mod saved;
 mod settings;
 mod share;
+mod shared_ops;
+mod table;
 
 pub use batch::Batch;
 pub use exchange::{ALL_TO_ALL, COUNTS};

@@ -44,7 +44,7 @@ use share::Room;
 /// What a runner is sized for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// most tokens of a call, over the ranks of a tensor-parallel group together
+    /// most tokens of a call, over the ranks of a tensor-parallel group together; with expert parallelism the same on every rank
     pub tokens: usize,
     /// most sequences of a call; matters to the sequence-wise loss alone
     pub sequences: usize,

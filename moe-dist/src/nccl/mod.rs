@@ -48,7 +48,7 @@ mod watch;
 
 pub use group::NcclGroup;
 
-use moe_core::{CollectiveError, ConfigError};
+use moe_core::{CollectiveError, CollectiveFault, ConfigError, Error};
 use moe_cuda::CudaError;
 
 /// Why a group was not made.
@@ -58,24 +58,30 @@ pub enum NcclError {
     /// The ranks are wrong; nothing was sent.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no NCCL here, or not one that can be used. All ranks have an error, and the world can be used for other groups.
-    #[error("{why}")]
+    /// A rank has no NCCL, or not one that can be used. All ranks have the same error, and the world can be used for other groups.
+    #[error("rank {rank} of group {group}: {why}")]
     Unusable {
+        /// the group's name
+        group: &'static str,
+        /// the first such rank of the group
+        rank: usize,
         /// what is wrong, and what to do
         why: String,
     },
-    /// Another rank has no NCCL that can be used. As above.
-    #[error("rank {rank}: {why}")]
-    Elsewhere {
-        /// the rank, as one of the group
-        rank: usize,
-        /// what is wrong there, and what to do
-        why: String,
-    },
-    /// The device failed, here; nothing was sent.
-    #[error(transparent)]
-    Device(#[from] CudaError),
     /// A rank is gone, late, or was refused by NCCL. The operation is `connect`.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+}
+
+impl From<NcclError> for Error<CudaError> {
+    fn from(error: NcclError) -> Self {
+        match error {
+            NcclError::Config(error) => Self::Config(error),
+            NcclError::Collective(error) => Self::Collective(error),
+            NcclError::Unusable { group, rank, why } => {
+                let error = CollectiveError::new(group, rank, "connect", 1, CollectiveFault::Device);
+                Self::Collective(error.because(why))
+            }
+        }
+    }
 }

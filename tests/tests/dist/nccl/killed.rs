@@ -1,8 +1,8 @@
 //! Ranks that are processes: one is killed while both are inside a collective. The other gets a typed error in time, and makes a new
 //! group with a new process on the same GPUs.
 
-use crate::failures::of_stream;
-use crate::rig::{Rank, all_mut, two_gpus};
+use super::failures::of_stream;
+use super::rig::{Rank, all_mut, two_gpus};
 use moe_core::{Collective, Device, Reduce};
 use moe_cuda::Cuda;
 use moe_dist::nccl::NcclGroup;
@@ -51,7 +51,7 @@ fn a_killed_rank_is_an_error_on_the_other_in_time_and_a_new_group_can_be_made() 
 fn start(part: &str, launch: &Launch, next: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(["--exact", "--nocapture", "--test-threads", "1"]);
-    command.arg("killed::a_killed_rank_is_an_error_on_the_other_in_time_and_a_new_group_can_be_made");
+    command.arg("nccl::killed::a_killed_rank_is_an_error_on_the_other_in_time_and_a_new_group_can_be_made");
     command.env(PART, part).env(NEXT, next).envs(launch.variables());
     if PARTS.contains(&part) {
         command.stdout(Stdio::piped());

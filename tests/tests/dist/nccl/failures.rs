@@ -1,6 +1,6 @@
 //! What goes wrong on one rank is an error on both, in time, also for a host that only waits for its stream.
 
-use crate::rig::{Rank, all_mut, on, two_gpus};
+use super::rig::{Rank, all_mut, on, two_gpus};
 use moe_core::{Collective, CollectiveError, CollectiveFault, Device, Error, Reduce};
 use moe_cuda::{Cuda, CudaError};
 use moe_dist::nccl::NcclGroup;
@@ -133,7 +133,7 @@ fn ranks_that_call_different_things_get_one_error_that_lists_them() {
         let mut group = rank.both();
         let [source, mut target] = [0, 1].map(|_| rank.upload(&[0_u8; 4]));
         let (send, receive) = if rank.world.rank() == 0 { ([2, 2], [2, 2]) } else { ([1, 3], [1, 3]) };
-        let source = crate::rig::all(&source);
+        let source = super::rig::all(&source);
         group.all_to_all(&rank.stream, source, &send, all_mut(&mut target), &receive)
     });
     assert!(errors.iter().any(Result::is_err));

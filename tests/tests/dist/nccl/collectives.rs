@@ -1,7 +1,7 @@
 //! What each collective gives is what the same ranks get from each other on the host: for two ranks, bit for bit in all types, since a sum
 //! of two is rounded once however it is made. Everything is done twice, and the same comes again.
 
-use crate::rig::{Rank, all, all_mut, on, two_gpus, values};
+use super::rig::{Rank, all, all_mut, on, two_gpus, values};
 use half::{bf16, f16};
 use moe_core::{Collective, Device, Host, Reduce, Reducible, View, ViewMut};
 use moe_cuda::Cuda;

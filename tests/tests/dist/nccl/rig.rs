@@ -5,6 +5,7 @@ use moe_cuda::{Cuda, Stream};
 use moe_dist::nccl::{NcclError, NcclGroup};
 use moe_dist::{World, channel};
 use moe_tests::available;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Why there are no two GPUs that can exchange.
@@ -77,7 +78,7 @@ pub(crate) fn two_gpus(test: &str) -> Option<[Cuda; 2]> {
     };
     let usable = opened.and_then(|gpus| match on(&gpus, |rank| try_group(&rank)).remove(0) {
         Err(error @ NcclError::Unusable { .. }) => Err(missing(&error)),
-        made => made.map(|()| gpus).map_err(|error| panic!("{error}")),
+        made => Ok(made.map(|()| gpus).expect("a group")),
     });
     available(test, "nccl", &usable).cloned()
 }
@@ -86,8 +87,11 @@ fn try_group(rank: &Rank) -> Result<(), NcclError> {
     NcclGroup::new(&rank.world, &rank.cuda, "try", &[0, 1]).map(drop)
 }
 
-/// Runs `work` as both ranks, and returns what it returned.
+/// Runs `work` as both ranks, and returns what it returned. One test at a time has the GPUs: kernels that wait for each other need
+/// room for both.
 pub(crate) fn on<R: Send>(gpus: &[Cuda; 2], work: impl Fn(Rank) -> R + Sync) -> Vec<R> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         let ranks = channel::world(2).into_iter().zip(gpus);
         let start = |(world, cuda): (World, &Cuda)| {

@@ -3,4 +3,5 @@
 mod collectives;
 mod failures;
 mod killed;
+mod layouts;
 mod rig;

@@ -39,7 +39,7 @@ fn rank(world: World, gpu: usize) -> Outcome {
             let len = mib << 18;
             let mut sums = cuda.alloc::<f32>(&stream, len)?;
             let (source, mut target) = (cuda.alloc::<f32>(&stream, len)?, cuda.alloc::<f32>(&stream, len)?);
-            let mut report = |name: &str, call: &mut dyn FnMut() -> Outcome| -> Outcome {
+            let report = |name: &str, call: &mut dyn FnMut() -> Outcome| -> Outcome {
                 let wait = || cuda.sync(&stream);
                 let micros = median(if mib < 64 { 100 } else { 20 }, call, wait)?;
                 if world.rank() == 0 {

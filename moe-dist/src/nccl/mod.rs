@@ -28,7 +28,8 @@
 //! from the last checkpoint, with a new world, new groups and a new stream.
 //!
 //! An operation's time runs from when its stream comes to it. NCCL does not tell which rank is late: in a group of two it is the other one,
-//! in larger groups the error names this rank and says so. A rank whose process has ended is named at once.
+//! in larger groups the error names this rank and says so. A rank whose process has ended is named
+//! within a second or so.
 //!
 //! Before each operation the ranks compare, over the world's own transport, what they have called: operation, type, number of elements, counts,
 //! root, reduction, and for an all-to-all the counts of each pair. That costs a round trip between the hosts, not between the GPUs, and is

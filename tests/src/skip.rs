@@ -25,7 +25,11 @@ pub fn available<'a, D, E: BackendError>(
     }
 }
 
-fn note(line: &str) {
+/// Says that something could not run here, with its name and the reason in `line`: on standard error, and in the file `$MOE_SKIPPED`.
+///
+/// # Panics
+/// If that file cannot be written.
+pub fn note(line: &str) {
     eprintln!("skipped: {line}");
     let Some(path) = std::env::var_os("MOE_SKIPPED") else { return };
     // One write, so that lines of tests that run side by side stay whole.

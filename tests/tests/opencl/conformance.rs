@@ -3,7 +3,8 @@
 use crate::devices::devices;
 use half::{bf16, f16};
 use moe_core::ops::{
-    AdamW, BiasUpdate, Combine, GateBwd, Gather, Merge, Route, RouteBwd, RouteStats, Sort, SumSquares,
+    AdamW, BiasUpdate, Combine, ExpertDown, ExpertDownBwd, ExpertUp, ExpertUpBwd, ExpertWgrad, GateBwd, Gather, Merge,
+    Route, RouteBwd, RouteStats, Sort, SumSquares,
 };
 use moe_opencl::Float;
 use moe_tests::{Report, check_memory, check_op};
@@ -13,6 +14,11 @@ fn conforms<T: Float>(test: &str) {
         let mut report = Report::new();
         check_memory::<T, _>(device, &mut report);
         check_op::<Combine<T>, T, _>(device, &mut report);
+        check_op::<ExpertUp<T>, T, _>(device, &mut report);
+        check_op::<ExpertDown<T>, T, _>(device, &mut report);
+        check_op::<ExpertDownBwd<T>, T, _>(device, &mut report);
+        check_op::<ExpertUpBwd<T>, T, _>(device, &mut report);
+        check_op::<ExpertWgrad<T>, T, _>(device, &mut report);
         check_op::<Gather<T>, T, _>(device, &mut report);
         check_op::<Sort<T>, T, _>(device, &mut report);
         check_op::<Merge, T, _>(device, &mut report);

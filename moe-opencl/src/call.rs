@@ -5,6 +5,7 @@ use crate::error::{OpenClError, check};
 use crate::order::Work;
 use crate::program::{Program, Source};
 use crate::stream::Stream;
+use crate::way::Way;
 use moe_core::ops::Weight;
 use moe_core::{DType, Elem, In, Op, Out, Scalar, ShapeError};
 use ocl::ffi::{self, c_void, cl_mem};
@@ -74,7 +75,19 @@ impl<'a, O: Op> Call<'a, O> {
     pub(crate) fn new(
         device: &'a OpenCl,
         stream: &'a Stream,
+        program: (&Source, DType),
+        dims: &O::Dims,
+        args: &O::Args<'_, OpenCl>,
+    ) -> Result<Self, OpenClError> {
+        Self::on_way(device, stream, program, None, dims, args)
+    }
+
+    /// As `new`, for a grouped product that is computed this way.
+    pub(crate) fn on_way(
+        device: &'a OpenCl,
+        stream: &'a Stream,
         (source, storage): (&Source, DType),
+        way: Option<Way>,
         dims: &O::Dims,
         args: &O::Args<'_, OpenCl>,
     ) -> Result<Self, OpenClError> {
@@ -82,7 +95,7 @@ impl<'a, O: Op> Call<'a, O> {
         if !device.context().is(&stream.0.context) {
             return Err(OpenClError::OtherDevice { op: O::ID, what: "stream" });
         }
-        let program = device.program(source, storage)?;
+        let program = device.program(source, storage, way)?;
         Ok(Self { program, work: stream.work(), op: PhantomData })
     }
 
@@ -92,7 +105,7 @@ impl<'a, O: Op> Call<'a, O> {
         device: &'a OpenCl,
         (source, storage): (&Source, DType),
     ) -> Result<(), OpenClError> {
-        self.program = device.program(source, storage)?;
+        self.program = device.program(source, storage, None)?;
         Ok(())
     }
 

@@ -31,8 +31,21 @@ impl Shape {
 
 /// Names of all ops that [`Case::launch`] knows, in the order of a step.
 pub(crate) const OPS: [&str; 15] = [
-    "route", "route_stats", "sort", "expert_up", "expert_down", "combine", "expert_down_bwd", "wgrad_down", "wgrad_up",
-    "expert_up_bwd", "route_bwd", "gate_bwd", "combine_bwd", "sum_squares", "adamw",
+    "route",
+    "route_stats",
+    "sort",
+    "expert_up",
+    "expert_down",
+    "combine",
+    "expert_down_bwd",
+    "wgrad_down",
+    "wgrad_up",
+    "expert_up_bwd",
+    "route_bwd",
+    "gate_bwd",
+    "combine_bwd",
+    "sum_squares",
+    "adamw",
 ];
 
 /// Values in -1 to 1 without a pattern.
@@ -158,7 +171,17 @@ impl<T: Float> Case<T> {
         let Shape { tokens, width, hidden, experts, top_k } = shape;
         let (left, right) = if down { (width, hidden) } else { (2 * hidden, width) };
         let (gather_left, gather_right, rows) = (down, !down, shape.slots());
-        WgradDims { tokens, fan: top_k, rows, experts, left, right, gather_left, gather_right, accumulate: false }
+        WgradDims {
+            tokens,
+            fan: top_k,
+            rows,
+            experts,
+            left,
+            right,
+            gather_left,
+            gather_right,
+            accumulate: false,
+        }
     }
 
     fn scratch(cpu: &Cpu, shape: Shape) -> usize {
@@ -358,7 +381,12 @@ impl<T: Float> Case<T> {
             }
             "sum_squares" => {
                 let args = SumSquaresArgs { values: View::of(&self.dw), sum: ViewMut::of(&mut sum) };
-                go::<SumSquares<T>>(cpu, &SumSquaresDims { len: self.dw.len(), accumulate: false }, args, scratch)
+                go::<SumSquares<T>>(
+                    cpu,
+                    &SumSquaresDims { len: self.dw.len(), accumulate: false },
+                    args,
+                    scratch,
+                )
             }
             "adamw" => {
                 let settings = AdamWSettings {
@@ -385,49 +413,5 @@ impl<T: Float> Case<T> {
             }
             other => panic!("no op is called {other}"),
         }
-    }
-
-    /// Operations of an op's products.
-    pub(crate) fn work(&self, op: &str) -> f64 {
-        let Shape { tokens, width, hidden, experts, .. } = self.shape;
-        let down = 2.0 * (self.shape.slots() * width * hidden) as f64;
-        let gate = 2.0 * (tokens * width * experts) as f64;
-        match op {
-            "expert_up" | "expert_up_bwd" | "wgrad_up" => 2.0 * down,
-            "expert_down" | "expert_down_bwd" | "wgrad_down" => down,
-            "route" => gate,
-            "gate_bwd" => 2.0 * gate,
-            _ => 0.0,
-        }
-    }
-
-    /// Bytes that an op must read and write, each once; weights of experts without tokens are not read.
-    pub(crate) fn traffic(&self, op: &str) -> f64 {
-        let Shape { tokens, width, hidden, experts, top_k } = self.shape;
-        let (slots, t) = (self.shape.slots(), size_of::<T>());
-        let touched = self.offsets.windows(2).filter(|ends| ends[0] < ends[1]).count();
-        let (x, y, h, a) = (tokens * width * t, slots * width * t, slots * 2 * hidden * t, slots * hidden * t);
-        let (w2, dw2) = (touched * width * hidden * t, experts * width * hidden * 4);
-        let (gate, logits) = (experts * width * t, tokens * experts * 4);
-        let all = experts * 2 * width * hidden;
-        let bytes = match op {
-            "route" => x + gate + logits + slots * 8,
-            "route_stats" => logits + slots * 4,
-            "sort" => slots * 12,
-            "expert_up" => x + 2 * w2 + h + a,
-            "expert_down" => a + w2 + y,
-            "combine" => y + x + slots * 8,
-            "combine_bwd" => y + 2 * x + slots * 4,
-            "expert_down_bwd" => x + w2 + 2 * h + a,
-            "wgrad_down" => x + a + dw2,
-            "wgrad_up" => h + x + 2 * dw2,
-            "expert_up_bwd" => h + 2 * w2 + y,
-            "route_bwd" => 2 * logits + slots * 12,
-            "gate_bwd" => logits + 2 * x + gate + experts * width * 4,
-            "sum_squares" => all * 4,
-            "adamw" => all * (2 * t + 20 + if t < 4 { 8 } else { 0 }),
-            _ => top_k * 0,
-        };
-        bytes as f64
     }
 }

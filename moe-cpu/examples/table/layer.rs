@@ -15,7 +15,12 @@ const FEW: usize = 16;
 const BYTES: usize = 1 << 27;
 
 /// Measures the passes that are wanted.
-pub(crate) fn measure<T: Float>(cpu: &Cpu, options: &Options, title: &str, shape: Shape) -> Result<(), Box<dyn Error>>
+pub(crate) fn measure<T: Float>(
+    cpu: &Cpu,
+    options: &Options,
+    title: &str,
+    shape: Shape,
+) -> Result<(), Box<dyn Error>>
 where
     Cpu: MoeDevice<T>,
 {
@@ -85,7 +90,9 @@ impl EnterTurns for Cpu {
         options: &Options,
         work: impl FnMut() -> Result<(), moe_core::Error<moe_cpu::CpuError>> + Send,
     ) -> Result<Turns, moe_core::Error<moe_cpu::CpuError>> {
-        moe_core::Device::enter(self, || turns(options.budget, self.threads(), || self.peak_flops::<T>(3), work))
+        moe_core::Device::enter(self, || {
+            turns(options.budget, self.threads(), || self.peak_flops::<T>(3), work)
+        })
     }
 }
 
@@ -99,7 +106,7 @@ fn line<T: Float>(title: &str, pass: &str, shape: Shape, times: f64, turns: &Tur
         turns.limit() / 1e9,
         100.0 * turns.share(work),
         share(turns.fastest()),
-        share(turns.alone()),
+        100.0 * turns.share_alone(work),
         turns.median() * 1e3,
         turns.count(),
     );

@@ -10,6 +10,8 @@
 
 #[path = "../../benches/cases/mod.rs"]
 mod cases;
+#[path = "../../benches/cases/floors.rs"]
+mod floors;
 mod layer;
 mod ops;
 mod turns;

@@ -8,7 +8,12 @@ use moe_cpu::{Cpu, Float};
 use std::error::Error;
 
 /// A line per op. The floor is the longer of operations at the multipliers' rate and bytes at the rate of reading.
-pub(crate) fn measure<T: Float>(cpu: &Cpu, options: &Options, title: &str, shape: Shape) -> Result<(), Box<dyn Error>> {
+pub(crate) fn measure<T: Float>(
+    cpu: &Cpu,
+    options: &Options,
+    title: &str,
+    shape: Shape,
+) -> Result<(), Box<dyn Error>> {
     let mut case = Case::<T>::new(cpu, shape)?;
     let read = fastest_rate(&cpu.reader(1 << 28)?, 5);
     for op in OPS.into_iter().filter(|op| options.op.as_deref().is_none_or(|only| only == *op)) {

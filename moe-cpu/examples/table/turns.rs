@@ -81,6 +81,11 @@ impl Turns {
         self.turns.iter().map(|turn| turn.rate).fold(0.0, f64::max)
     }
 
+    /// The middle of the turns' shares, by processor time.
+    pub(crate) fn share_alone(&self, work: f64) -> f64 {
+        middle(self.turns.iter().map(|turn| work / (turn.cpu / self.threads) / turn.rate).collect())
+    }
+
     /// The middle of the turns' shares: `work` a second of what the limit allows.
     pub(crate) fn share(&self, work: f64) -> f64 {
         middle(self.turns.iter().map(|turn| work / turn.wall / turn.rate).collect())

@@ -41,7 +41,7 @@ where
             few::<T>(cpu, options, title, shape, &layer, &mut runner, &x, &mut y)?;
         } else {
             let times = cpu.enter_turns::<T>(options, || runner.forward(&layer, &x, &mut y))?;
-            line::<T>(title, "fwd", shape, 1.0, &times);
+            line(title, "fwd", shape, 1.0, &times);
         }
     }
     if tokens <= FEW || !(options.wants("fwdbwd") || options.wants("step")) {
@@ -58,7 +58,7 @@ where
             runner.forward_train(&layer, &x, &mut saved, &mut y)?;
             runner.backward(&layer, &x, &mut saved, &dy, &mut dx, &mut grads)
         })?;
-        line::<T>(title, "fwdbwd", shape, 3.0, &times);
+        line(title, "fwdbwd", shape, 3.0, &times);
         let start = Instant::now();
         layer.update(&mut runner, |_, _| Ok(()))?;
         println!("{title} packing: {:.2} ms", start.elapsed().as_secs_f64() * 1e3);
@@ -70,7 +70,7 @@ where
             runner.backward(&layer, &x, &mut saved, &dy, &mut dx, &mut grads)?;
             adam.step(&mut runner, &mut layer, &mut grads, 1e-6)
         })?;
-        line::<T>(title, "step", shape, 3.0, &times);
+        line(title, "step", shape, 3.0, &times);
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ impl EnterTurns for Cpu {
     }
 }
 
-fn line<T: Float>(title: &str, pass: &str, shape: Shape, times: f64, turns: &Turns) {
+fn line(title: &str, pass: &str, shape: Shape, times: f64, turns: &Turns) {
     let work = times * 6.0 * (shape.slots() * shape.width * shape.hidden) as f64;
     let share = |seconds: f64| 100.0 * work / seconds / turns.limit();
     println!(

@@ -14,7 +14,8 @@ fn bound<T: Scalar>() -> f64 {
     }
 }
 
-/// Every rank has, within the type's bound, what one process has of its tokens and its part of the layer; loads and drops are equal.
+/// Every rank has, within the type's bound, what one process has of its tokens and its part of the layer; the routing is
+/// equal bit for bit, and so are loads.
 pub(crate) fn near_one_process<T: Scalar>(
     case: &Case,
     layout: &Layout,
@@ -40,6 +41,14 @@ pub(crate) fn near_one_process<T: Scalar>(
             let wide = |values: &T::Acc| values.to_f64();
             near::<T>(&name(rank, spec.name), got.iter().map(wide), part, want.iter().map(wide));
         }
+        let (mut ids, mut weights) = (Vec::new(), Vec::new());
+        for token in layout.routed(rank) {
+            let slots = token * case.config.top_k..(token + 1) * case.config.top_k;
+            ids.extend_from_slice(&want.ids[slots.clone()]);
+            weights.extend_from_slice(&want.weights[slots]);
+        }
+        assert_eq!(out.ids, ids, "{}", name(rank, "ids"));
+        assert!(out.weights == weights, "{}", name(rank, "weights"));
         assert_eq!(out.load, want.load, "{}", name(rank, "the load"));
     }
 }

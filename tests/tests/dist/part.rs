@@ -137,6 +137,8 @@ pub(crate) fn part_in<T: Scalar, D: MoeDevice<T>, C: Collective<D>, E: Debug + I
         tp.all_reduce(stream, Reduce::Sum, y.view_mut()).expect("a sum");
         tp.all_reduce(stream, Reduce::Sum, dx.view_mut()).expect("a sum");
     }
+    let ids = read(runner.session(), saved.routing().ids().expect("a routing"));
+    let weights = read(runner.session(), saved.routing().weights().expect("a routing"));
     let own = tensors(runner.session(), &grads);
     reduction.reduce(runner.session(), &mut [&mut grads]).expect("sums");
     let mut sums = tensors(runner.session(), &grads);
@@ -156,6 +158,8 @@ pub(crate) fn part_in<T: Scalar, D: MoeDevice<T>, C: Collective<D>, E: Debug + I
         out: Outcome {
             y: read(runner.session(), y.view()),
             dx: read(runner.session(), dx.view()),
+            ids,
+            weights,
             grads: sums,
             load: read(runner.session(), whole::<D, u32>(&grads.load)),
             losses,

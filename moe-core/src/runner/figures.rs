@@ -33,8 +33,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// MaxVio and entropy of a load.
-    fn set_load(&mut self) {
+    /// Sets MaxVio and entropy to those of `tokens_per_expert`: after counts of several ranks or micro-batches were added up.
+    pub fn set_load(&mut self) {
         let load = &self.tokens_per_expert;
         let (experts, total) = (load.len() as f64, load.iter().map(|n| f64::from(*n)).sum::<f64>());
         let most = load.iter().copied().max().map_or(0.0, f64::from);

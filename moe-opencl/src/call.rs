@@ -105,7 +105,7 @@ impl<'a, O: Op> Call<'a, O> {
         device: &'a OpenCl,
         (source, storage): (&Source, DType),
     ) -> Result<(), OpenClError> {
-        self.program = device.program(source, storage)?;
+        self.program = device.program(source, storage, None)?;
         Ok(())
     }
 

@@ -44,10 +44,10 @@ impl FromStr for DeviceName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = |number: &str, advice: &str| {
-            number.parse().map_err(|_| format!("wanted {advice}, got `{text}`"))
-        };
-        let (opencl, cuda) = ("numbers of platform and device, as in opencl:0:0", "the GPU's number, as in cuda:0");
+        let number =
+            |number: &str, advice: &str| number.parse().map_err(|_| format!("wanted {advice}, got `{text}`"));
+        let (opencl, cuda) =
+            ("numbers of platform and device, as in opencl:0:0", "the GPU's number, as in cuda:0");
         match *text.split(':').collect::<Vec<_>>() {
             ["host"] => Ok(Self::Host),
             ["cpu"] => Ok(Self::Cpu),

@@ -67,7 +67,7 @@ macro_rules! functions {
         pub(super) struct Library {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> $answer,)*
             /// keeps them loaded
-            _file: libloading::Library,
+            pub(super) _file: libloading::Library,
         }
 
         impl Library {

@@ -8,6 +8,7 @@ pub mod fixture;
 pub mod fuzz;
 pub mod gate;
 pub mod model;
+pub mod ranks;
 pub mod real;
 pub mod rng;
 pub mod text;

@@ -4,6 +4,7 @@ use crate::rng::Rng;
 use anyhow::{Context, Result, ensure};
 use ndarray::Array2;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 /// Jane Austen, Pride and Prejudice; see `data/README.md`.
@@ -25,6 +26,8 @@ pub struct Batch {
     pub inputs: Array2<u8>,
     /// (sequences, length)
     pub targets: Array2<u8>,
+    /// sequences of the whole step, over all ranks
+    pub step_sequences: usize,
 }
 
 impl Batch {
@@ -33,12 +36,19 @@ impl Batch {
         let length = rows.ncols().saturating_sub(1);
         let part = |from: usize| rows.slice(ndarray::s![.., from..from + length]).to_owned();
         let targets_start = rows.ncols() - length;
-        Self { inputs: part(0), targets: part(targets_start) }
+        Self { inputs: part(0), targets: part(targets_start), step_sequences: rows.nrows() }
     }
 
-    /// Bytes to predict.
-    pub fn tokens(&self) -> usize {
-        self.inputs.len()
+    /// Bytes to predict in the whole step, over all ranks.
+    pub fn step_tokens(&self) -> usize {
+        self.step_sequences * self.inputs.ncols()
+    }
+
+    /// Some of the sequences, as part of the same step.
+    #[must_use]
+    pub fn share(&self, sequences: Range<usize>) -> Self {
+        let part = |rows: &Array2<u8>| rows.slice(ndarray::s![sequences.clone(), ..]).to_owned();
+        Self { inputs: part(&self.inputs), targets: part(&self.targets), ..*self }
     }
 }
 
@@ -149,6 +159,14 @@ mod tests {
         assert_eq!(text.batch(1, 5, 4, 8), text.batch(1, 5, 4, 8));
         assert_ne!(text.batch(1, 5, 4, 8), text.batch(1, 6, 4, 8));
         assert_ne!(text.batch(1, 5, 4, 8), text.batch(2, 5, 4, 8));
+    }
+
+    #[test]
+    fn shares_of_a_batch_are_parts_of_the_same_step() {
+        let batch = numbers().batch(1, 5, 4, 8);
+        let share = batch.share(1..3);
+        assert_eq!((share.inputs.dim(), share.step_tokens()), ((2, 8), 32));
+        assert_eq!(share.targets.row(0), batch.targets.row(1));
     }
 
     #[test]

@@ -2,17 +2,20 @@
 
 use moe_cuda::Cuda;
 use moe_examples::device::DeviceName;
+use moe_examples::ranks::Ranks;
 use moe_examples::text::Text;
 use moe_examples::train::options::Settings;
-use moe_examples::train::run::{DeviceChoice, Run};
+use moe_examples::train::run::{Place, Run};
 use moe_tests::available;
+use std::sync::Arc;
 
 const STEPS: u64 = 50;
 
 fn losses(line: &str, name: DeviceName) -> Vec<f64> {
     let settings = Settings::from_line(line).expect("good settings");
-    let device = DeviceChoice { name, threads: 0 };
-    let mut run = Run::start(settings, STEPS, Text::embedded(), device).expect("a run");
+    let ranks = Arc::new(Ranks::alone().expect("a world of one"));
+    let place = Place { device: name, threads: 0, ranks, sharded: false };
+    let mut run = Run::start(settings, STEPS, Text::embedded(), &place).expect("a run");
     (0..STEPS).map(|_| run.step().expect("a step").loss).collect()
 }
 

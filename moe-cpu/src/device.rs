@@ -65,6 +65,10 @@ impl Cpu {
     pub(crate) fn unit(&self) -> Unit {
         self.0.unit
     }
+
+    pub(crate) fn pool(&self) -> &ThreadPool {
+        &self.0.pool
+    }
 }
 
 impl fmt::Debug for Cpu {

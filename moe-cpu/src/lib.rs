@@ -3,6 +3,7 @@
 //! ```text
 //! device   Cpu: threads and a vector unit      memory   buffers
 //! gemm     grouped products of the experts     chain    the gate's products, bit for bit
+//! limits   what the processor can do at most
 //! exact    arithmetic with the reference's bits
 //! scores   logits to scores                    choose   the K best
 //! ops      one file per op, named as in moe-core
@@ -17,6 +18,7 @@ mod device;
 mod error;
 mod exact;
 mod gemm;
+mod limits;
 mod memory;
 mod ops;
 mod scores;
@@ -24,4 +26,5 @@ mod scores;
 pub use device::Cpu;
 pub use error::CpuError;
 pub use gemm::{Float, Isa};
+pub use limits::Reader;
 pub use memory::Buffer;

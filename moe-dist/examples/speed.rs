@@ -2,7 +2,8 @@
 //!
 //!     cargo run --release -p moe-dist --example speed -- RANKS [BYTES...]
 //!
-//! `MOE_ENCRYPT=1` encrypts every frame. moe-dist/compare.py runs this beside gloo.
+//! `us` is the time of one operation, `cpu_us` what rank 0 spent of it on a processor: on a machine with other work the steadier
+//! figure. `MOE_ENCRYPT=1` encrypts every frame. moe-dist/compare.py runs this beside gloo.
 
 use moe_core::{Collective, Host, Reduce, View, ViewMut};
 use moe_dist::{Group, Launch, World};
@@ -80,18 +81,25 @@ fn report<E: Error + 'static>(
     let once = begin.elapsed().max(Duration::from_micros(1));
     let mut count = [(EACH.as_nanos() / once.as_nanos()).clamp(3, 2000) as u32];
     group.broadcast(&(), 0, ViewMut::of(&mut count[..]))?;
-    let begin = Instant::now();
+    let (begin, cpu) = (Instant::now(), processor()?);
     for _ in 0..count[0] {
         operation(group)?;
     }
     let seconds = begin.elapsed().as_secs_f64() / f64::from(count[0]);
+    let cpu = (processor()? - cpu) as f64 / f64::from(count[0]) / 1e3;
     if world.rank() == 0 {
         let rate = bytes as f64 / seconds / 1e9;
         println!(
-            "{{\"op\":\"{name}\",\"ranks\":{},\"bytes\":{bytes},\"us\":{:.1},\"gb_s\":{rate:.3}}}",
+            "{{\"op\":\"{name}\",\"ranks\":{},\"bytes\":{bytes},\"us\":{:.1},\"cpu_us\":{cpu:.1},\"gb_s\":{rate:.3}}}",
             world.size(),
             seconds * 1e6
         );
     }
     Ok(())
+}
+
+/// Nanoseconds that this thread has had a processor.
+fn processor() -> Result<u64, Box<dyn Error>> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    Ok(text.split_whitespace().next().ok_or("no schedstat")?.parse()?)
 }

@@ -5,6 +5,7 @@ use crate::error::{OpenClError, check};
 use crate::order::Work;
 use crate::program::{Program, Source};
 use crate::stream::Stream;
+use crate::way::Way;
 use moe_core::ops::Weight;
 use moe_core::{DType, Elem, In, Op, Out, Scalar, ShapeError};
 use ocl::ffi::{self, c_void, cl_mem};
@@ -74,7 +75,19 @@ impl<'a, O: Op> Call<'a, O> {
     pub(crate) fn new(
         device: &'a OpenCl,
         stream: &'a Stream,
+        program: (&Source, DType),
+        dims: &O::Dims,
+        args: &O::Args<'_, OpenCl>,
+    ) -> Result<Self, OpenClError> {
+        Self::on_way(device, stream, program, None, dims, args)
+    }
+
+    /// As `new`, for a grouped product that is computed this way.
+    pub(crate) fn on_way(
+        device: &'a OpenCl,
+        stream: &'a Stream,
         (source, storage): (&Source, DType),
+        way: Option<Way>,
         dims: &O::Dims,
         args: &O::Args<'_, OpenCl>,
     ) -> Result<Self, OpenClError> {
@@ -82,8 +95,18 @@ impl<'a, O: Op> Call<'a, O> {
         if !device.context().is(&stream.0.context) {
             return Err(OpenClError::OtherDevice { op: O::ID, what: "stream" });
         }
-        let program = device.program(source, storage)?;
+        let program = device.program(source, storage, way)?;
         Ok(Self { program, work: stream.work(), op: PhantomData })
+    }
+
+    /// What is launched from now on is of another program.
+    pub(crate) fn turn_to(
+        &mut self,
+        device: &'a OpenCl,
+        (source, storage): (&Source, DType),
+    ) -> Result<(), OpenClError> {
+        self.program = device.program(source, storage, None)?;
+        Ok(())
     }
 
     pub(crate) fn read<T: Elem>(
@@ -122,7 +145,6 @@ impl<'a, O: Op> Call<'a, O> {
         view.map_or(Ok(Place::NONE), |view| self.write(what, view))
     }
 
-    #[expect(dead_code, reason = "the products' weights come next")]
     /// Weights as they are: this backend has no layout of its own.
     pub(crate) fn weight<T: Scalar>(
         &self,

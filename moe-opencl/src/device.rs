@@ -8,6 +8,7 @@ use crate::event::Event;
 use crate::platform::{self, DeviceKind, Facts, Listed};
 use crate::program::{Program, Programs, Source, build_all};
 use crate::stream::Stream;
+use crate::way::{Way, Ways};
 use moe_core::{DType, Device, Elem, In, OpId, Out, expect};
 use ocl::ffi;
 use std::fmt;
@@ -24,6 +25,7 @@ pub struct OpenCl(Arc<Inner>);
 struct Inner {
     context: Arc<Context>,
     programs: Programs,
+    ways: Ways,
 }
 
 impl OpenCl {
@@ -67,14 +69,34 @@ impl OpenCl {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_listed(listed: Listed, cache: Option<PathBuf>) -> Result<Self, OpenClError> {
+        Self::open_with(listed, cache, None)
+    }
+
+    /// A device of the list, whose expert products are computed in this way; for tests and measurements.
+    /// What it does not serve goes the way that stands beside it: subgroups beside the matrix unit.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); of kind [`Unsupported`](moe_core::ErrorKind::Unsupported) if the device lacks what the way needs.
+    pub fn open_way(listed: Listed, way: Way) -> Result<Self, OpenClError> {
+        Self::open_with(listed, None, Some(way))
+    }
+
+    fn open_with(listed: Listed, cache: Option<PathBuf>, way: Option<Way>) -> Result<Self, OpenClError> {
         if listed.facts.group < FEWEST_THREADS {
             let name = listed.facts.name.clone();
             return Err(OpenClError::Lacks { name, what: "groups of 64 work items" });
         }
+        let Some(ways) = Ways::new(&listed.facts, way) else {
+            let name = listed.facts.name.clone();
+            return Err(OpenClError::Lacks {
+                name,
+                what: "room or instructions for this way of the expert products",
+            });
+        };
         let cache = Cache::new(&listed, cache)?;
         let context = Arc::new(Context::open(listed)?);
-        let programs = build_all(&context, &cache)?;
-        Ok(Self(Arc::new(Inner { context, programs })))
+        let programs = build_all(&context, &cache, &ways)?;
+        Ok(Self(Arc::new(Inner { context, programs, ways })))
     }
 
     /// Every device of every platform.
@@ -90,13 +112,33 @@ impl OpenCl {
         &self.0.context.listed.facts
     }
 
+    /// An error where the reproducible gate's bits cannot be had.
+    pub(crate) fn gives_exact_bits(&self) -> Result<(), OpenClError> {
+        let facts = self.facts();
+        let what = match (facts.subnormals, facts.rounded) {
+            (true, true) => return Ok(()),
+            (false, _) => "subnormal f32",
+            (true, false) => "correctly rounded division",
+        };
+        Err(OpenClError::Inexact { name: facts.name.clone(), what })
+    }
+
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.0.context
     }
 
-    pub(crate) fn program(&self, source: &Source, storage: DType) -> Result<&Program, OpenClError> {
+    pub(crate) fn ways(&self) -> &Ways {
+        &self.0.ways
+    }
+
+    pub(crate) fn program(
+        &self,
+        source: &Source,
+        storage: DType,
+        way: Option<Way>,
+    ) -> Result<&Program, OpenClError> {
         let missing = || OpenClError::Lacks { name: self.facts().name.clone(), what: source.name };
-        self.0.programs.get(&(source.name, storage)).map(Arc::as_ref).ok_or_else(missing)
+        self.0.programs.get(&(source.name, storage, way)).map(Arc::as_ref).ok_or_else(missing)
     }
 }
 

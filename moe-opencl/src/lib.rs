@@ -5,8 +5,9 @@
 //! device    OpenCl: an open device          program  kernels, built when the device is opened
 //! stream    queues of work                  cache    built programs, on disk
 //! event     marks between streams           buffer   memory
+//! way       how products are computed       offline  what would be compiled for a device that is not here
 //! order     which work comes before which   call     arguments and launches
-//! ops       one file per op, named as in moe-core; its kernels in kernels/ under the same name
+//! ops       one file per op, named as in moe-core; its kernels in kernels/ under the same name; scores, for three of them
 //! ```
 //!
 //! Binaries that use this crate link libOpenCL, the loader, which finds the drivers (Debian: ocl-icd-opencl-dev to build).
@@ -29,11 +30,13 @@ mod context;
 mod device;
 mod error;
 mod event;
+pub mod offline;
 mod ops;
 mod order;
 mod platform;
 mod program;
 mod stream;
+mod way;
 
 pub use buffer::Buffer;
 pub use device::OpenCl;
@@ -42,3 +45,4 @@ pub use event::Event;
 pub use ops::Float;
 pub use platform::{DeviceKind, Facts, Listed};
 pub use stream::Stream;
+pub use way::Way;

@@ -86,6 +86,8 @@ pub struct Facts {
     pub largest: u64,
     /// floats that it likes to work on together; 1 where work items are the lanes
     pub lanes: usize,
+    /// sizes that a kernel can ask its subgroups to have (`cl_intel_required_subgroup_size`)
+    pub subgroups: Vec<usize>,
     /// keeps subnormal f32
     pub subnormals: bool,
     /// can divide and take roots correctly rounded in f32
@@ -101,14 +103,13 @@ impl Facts {
     fn of(device: cl_device_id) -> Result<Self, OpenClError> {
         let text = |key| device_info(device, key).map(text);
         let number = |key| device_info(device, key).map(number);
-        let kind = number(ffi::CL_DEVICE_TYPE)?;
+        let (kind, extensions) = (number(ffi::CL_DEVICE_TYPE)?, text(ffi::CL_DEVICE_EXTENSIONS)?);
         let floats = number(ffi::CL_DEVICE_SINGLE_FP_CONFIG)?;
         Ok(Self {
             name: text(ffi::CL_DEVICE_NAME)?,
             vendor: text(ffi::CL_DEVICE_VENDOR)?,
             version: text(ffi::CL_DEVICE_VERSION)?,
             driver: text(ffi::CL_DRIVER_VERSION)?,
-            extensions: text(ffi::CL_DEVICE_EXTENSIONS)?,
             kind: match kind {
                 kind if kind & ffi::CL_DEVICE_TYPE_GPU != 0 => DeviceKind::Gpu,
                 kind if kind & ffi::CL_DEVICE_TYPE_CPU != 0 => DeviceKind::Cpu,
@@ -119,6 +120,12 @@ impl Facts {
             local: number(ffi::CL_DEVICE_LOCAL_MEM_SIZE)? as usize,
             largest: number(ffi::CL_DEVICE_MAX_MEM_ALLOC_SIZE)?,
             lanes: number(ffi::CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT)? as usize,
+            subgroups: if extensions.contains("cl_intel_required_subgroup_size") {
+                numbers(&device_info(device, SUB_GROUP_SIZES_INTEL)?)
+            } else {
+                Vec::new()
+            },
+            extensions,
             subnormals: floats & ffi::CL_FP_DENORM != 0,
             rounded: floats & ffi::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT != 0,
         })
@@ -210,6 +217,14 @@ pub(crate) fn info(
 pub(crate) fn text(bytes: Vec<u8>) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).trim().to_owned()
+}
+
+/// `CL_DEVICE_SUB_GROUP_SIZES_INTEL`
+const SUB_GROUP_SIZES_INTEL: ffi::cl_device_info = 0x4108;
+
+/// Numbers of the host's word size.
+fn numbers(bytes: &[u8]) -> Vec<usize> {
+    bytes.chunks_exact(size_of::<usize>()).map(|word| number(word.to_vec()) as usize).collect()
 }
 
 /// A number of up to 64 bits in the host's order.

@@ -5,12 +5,13 @@ use crate::context::Context;
 use crate::error::{OpenClError, check};
 use crate::ops::SOURCES;
 use crate::order::locked;
-use crate::platform::{info, text};
+use crate::platform::{Facts, info, text};
+use crate::way::{Way, Ways};
 use moe_core::DType;
 use ocl::ffi::{self, cl_kernel, cl_program};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,8 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Source {
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
+    /// for grouped products, what stands before the files of a [`Way`]; `text` stands behind them
+    pub(crate) before_way: Option<&'static str>,
     /// storage types that it is built for; one, if it holds no elements
     pub(crate) storage: &'static [DType],
 }
@@ -38,16 +41,92 @@ macro_rules! source {
                 $("#line 1 \"", $shared, ".cl\"\n", include_str!(concat!("../../kernels/", $shared, ".cl")),)*
                 "#line 1 \"", $name, ".cl\"\n", include_str!(concat!("../../kernels/", $name, ".cl")),
             ),
+            before_way: None,
             storage: $storage,
         }
     };
 }
 pub(crate) use source;
 
+/// Embeds `kernels/NAME.cl`, a grouped product, behind the shared files named.
+macro_rules! product {
+    ($name:literal, [$($shared:literal),*]) => {
+        $crate::program::Source {
+            name: $name,
+            before_way: Some(concat!(
+                "#line 1 \"prelude.cl\"\n", include_str!("../../kernels/prelude.cl"),
+                "#line 1 \"lanes.cl\"\n", include_str!("../../kernels/lanes.cl"),
+                "#line 1 \"product.cl\"\n", include_str!("../../kernels/product.cl"),
+            )),
+            text: concat!(
+                $("#line 1 \"", $shared, ".cl\"\n", include_str!(concat!("../../kernels/", $shared, ".cl")),)*
+                "#line 1 \"", $name, ".cl\"\n", include_str!(concat!("../../kernels/", $name, ".cl")),
+            ),
+            storage: $crate::program::FLOATS,
+        }
+    };
+}
+pub(crate) use product;
+
+impl Source {
+    /// The variants that a device needs: for each storage type one, or one for each way of its products.
+    pub(crate) fn variants(&'static self, ways: &Ways) -> Vec<Variant> {
+        let variant = |storage, way| Variant { source: self, storage, way };
+        let of_storage = |storage: &DType| match self.before_way {
+            None => vec![variant(*storage, None)],
+            Some(_) => ways.of(*storage).map(|way| variant(*storage, Some(way))).collect(),
+        };
+        self.storage.iter().flat_map(of_storage).collect()
+    }
+}
+
+/// A source as it is compiled once.
+#[derive(Clone, Copy)]
+pub(crate) struct Variant {
+    source: &'static Source,
+    storage: DType,
+    way: Option<Way>,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.source.name, self.storage)?;
+        self.way.map_or(Ok(()), |way| write!(f, "-{}", way.path().0.replace(' ', "-")))
+    }
+}
+
+impl Variant {
+    fn key(&self) -> Key {
+        (self.source.name, self.storage, self.way)
+    }
+
+    /// All of its text.
+    pub(crate) fn text(&self) -> String {
+        let way = self.way.map_or("", Way::text);
+        [self.source.before_way.unwrap_or(""), way, self.source.text].concat()
+    }
+
+    /// What the compiler is told, from what the device reports.
+    pub(crate) fn options(&self, facts: &Facts) -> String {
+        // Block reads and matrix units come with OpenCL C as the driver has it.
+        let standard = if matches!(self.way, Some(Way::Subgroup { .. } | Way::Matrix { .. })) {
+            ""
+        } else {
+            "-cl-std=CL1.2 "
+        };
+        let mut options = format!("{standard}-DTHREADS={}", crate::ops::threads(facts));
+        if facts.rounded {
+            options += " -cl-fp32-correctly-rounded-divide-sqrt";
+        }
+        let number = FLOATS.iter().position(|float| *float == self.storage).unwrap_or(0);
+        let _ = write!(options, " -DSTORAGE={number}");
+        options + &self.way.map_or(String::new(), |way| way.options(facts))
+    }
+}
+
 /// A built program.
 pub(crate) struct Program {
-    pub(crate) name: &'static str,
-    pub(crate) storage: DType,
+    pub(crate) key: Key,
     raw: cl_program,
 }
 
@@ -87,23 +166,23 @@ impl Drop for Kernel {
     }
 }
 
-/// A device's programs, by name and storage type.
-pub(crate) type Programs = HashMap<(&'static str, DType), Arc<Program>>;
+/// A device's programs.
+pub(crate) type Programs = HashMap<Key, Arc<Program>>;
+
+/// Name, storage type, and the way of a grouped product.
+pub(crate) type Key = (&'static str, DType, Option<Way>);
 
 /// Builds every program for every storage type, so that no launch has to; on all processors, since a compiler takes its time.
-pub(crate) fn build_all(context: &Context, cache: &Cache) -> Result<Programs, OpenClError> {
-    let all: Vec<(&Source, DType)> = SOURCES
-        .iter()
-        .flat_map(|source| source.storage.iter().map(move |storage| (*source, *storage)))
-        .collect();
+pub(crate) fn build_all(context: &Context, cache: &Cache, ways: &Ways) -> Result<Programs, OpenClError> {
+    let all: Vec<Variant> = SOURCES.iter().flat_map(|source| source.variants(ways)).collect();
     let (next, built) = (AtomicUsize::new(0), Mutex::new(Ok(Programs::new())));
     let work = || {
-        while let Some((source, storage)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let program = build(context, cache, source, *storage);
+        while let Some(variant) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let program = build(context, cache, variant);
             let mut built = locked(&built);
             match (built.as_mut(), program) {
                 (Ok(programs), Ok(program)) => {
-                    programs.insert((source.name, *storage), Arc::new(program));
+                    programs.insert(variant.key(), Arc::new(program));
                 }
                 (Ok(_), Err(error)) => *built = Err(error),
                 (Err(_), _) => return,
@@ -120,36 +199,19 @@ pub(crate) fn build_all(context: &Context, cache: &Cache) -> Result<Programs, Op
     built.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// What the compiler is told, from what the device reports.
-pub(crate) fn options(context: &Context, storage: DType) -> String {
-    let facts = &context.listed.facts;
-    let mut options = format!("-cl-std=CL1.2 -DTHREADS={}", crate::ops::threads(facts));
-    if facts.rounded {
-        options += " -cl-fp32-correctly-rounded-divide-sqrt";
-    }
-    let number = FLOATS.iter().position(|float| *float == storage).unwrap_or(0);
-    let _ = write!(options, " -DSTORAGE={number}");
-    options
-}
-
-fn build(
-    context: &Context,
-    cache: &Cache,
-    source: &'static Source,
-    storage: DType,
-) -> Result<Program, OpenClError> {
-    let options = options(context, storage);
-    let key = cache.key(source.text, &options);
+fn build(context: &Context, cache: &Cache, variant: &Variant) -> Result<Program, OpenClError> {
+    let (text, options) = (variant.text(), variant.options(&context.listed.facts));
+    let key = cache.key(&text, &options);
     let stored = cache.load(&key).and_then(|binary| from_binary(context, &binary, &options).ok());
     if let Some(raw) = stored {
-        return Ok(Program { name: source.name, storage, raw });
+        return Ok(Program { key: variant.key(), raw });
     }
-    let program = Program { name: source.name, storage, raw: from_source(context, source.text)? };
+    let program = Program { key: variant.key(), raw: from_source(context, &text)? };
     if let Err(error) = compile(context, program.raw, &options) {
         return match error {
             OpenClError::Call { code, .. } if code.0 == ffi::CL_BUILD_PROGRAM_FAILURE => {
                 let (name, log) = (context.listed.facts.name.clone(), log(context, program.raw));
-                Err(OpenClError::Build { program: source.name, name, log })
+                Err(OpenClError::Build { program: variant.source.name, name, log })
             }
             error => Err(error),
         };

@@ -4,8 +4,7 @@ use crate::context::Context;
 use crate::error::{OpenClError, check, check_wait};
 use crate::event::Event;
 use crate::order::{Clock, Work, locked};
-use crate::program::{Kernel, Program};
-use moe_core::DType;
+use crate::program::{Kernel, Key, Program};
 use ocl::ffi::{self, cl_command_queue};
 use std::collections::HashMap;
 use std::fmt;
@@ -22,7 +21,7 @@ pub(crate) struct Queue {
     pub(crate) id: u64,
     pub(crate) clock: Clock,
     /// Setting a kernel's arguments is not safe between threads, so no two streams share one.
-    kernels: Mutex<HashMap<(&'static str, DType, &'static str), Kernel>>,
+    kernels: Mutex<HashMap<(Key, &'static str), Kernel>>,
 }
 
 // SAFETY: OpenCL takes calls for one queue from any thread.
@@ -55,7 +54,7 @@ impl Stream {
         work: impl FnOnce(&Kernel) -> Result<R, OpenClError>,
     ) -> Result<R, OpenClError> {
         let mut kernels = locked(&self.0.kernels);
-        let key = (program.name, program.storage, name);
+        let key = (program.key, name);
         if let Some(kernel) = kernels.get(&key) {
             return work(kernel);
         }

@@ -46,7 +46,7 @@ pub use ops::{Rows, Spread};
 pub use random::Random;
 pub use report::{Failure, Report, Skip};
 pub use sample::{Arg, Role, Sample};
-pub use skip::available;
+pub use skip::{available, skipped};
 pub use tolerance::{Mismatch, Tolerance};
 pub use values::{Cell, Values};
 pub use views::Views;

@@ -18,14 +18,19 @@ pub fn available<'a, D, E: BackendError>(
     match opened {
         Ok(found) => Some(found),
         Err(error) if error.kind() == ErrorKind::Unavailable && !required => {
-            note(&format!("{test}, {device}: {error}"));
+            skipped(&format!("{test}, {device}"), &error.to_string());
             None
         }
         Err(error) => panic!("{device}: {error}"),
     }
 }
 
-fn note(line: &str) {
+/// Says that `test` could not run here, and why, in a line of the file `$MOE_SKIPPED`.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn skipped(test: &str, why: &str) {
+    let line = format!("{test}: {why}");
     eprintln!("skipped: {line}");
     let Some(path) = std::env::var_os("MOE_SKIPPED") else { return };
     // One write, so that lines of tests that run side by side stay whole.

@@ -3,6 +3,7 @@
 use super::tensors::TensorMap;
 use anyhow::Result;
 use moe_core::Figures;
+use moe_dist::checkpoint::{Checkpoint, Piece};
 use ndarray::{Array2, ArrayView2};
 
 /// The MoE layers of one model. Layers are named by their index.
@@ -13,11 +14,18 @@ pub trait Blocks<R> {
     /// What the device says.
     fn forward(&mut self, layer: usize, x: ArrayView2<'_, R>) -> Result<Array2<R>>;
 
-    /// Output rows, keeping what [`backward`](Blocks::backward) needs. The rows are sequences of `length`.
+    /// Output rows, keeping what [`backward`](Blocks::backward) needs. The rows are sequences of `length`, this rank's share of the step's
+    /// `step_sequences`.
     ///
     /// # Errors
     /// What the device says.
-    fn forward_train(&mut self, layer: usize, x: ArrayView2<'_, R>, length: usize) -> Result<Array2<R>>;
+    fn forward_train(
+        &mut self,
+        layer: usize,
+        x: ArrayView2<'_, R>,
+        length: usize,
+        step_sequences: usize,
+    ) -> Result<Array2<R>>;
 
     /// The gradient of the rows of the last `forward_train`, auxiliary losses included. The gradients of the
     /// weights stay on the device.
@@ -26,17 +34,23 @@ pub trait Blocks<R> {
     /// What the device says.
     fn backward(&mut self, layer: usize, dy: ArrayView2<'_, R>) -> Result<Array2<R>>;
 
-    /// What routing did in the last training step.
+    /// What routing did in the last training step on all ranks, layer by layer.
     ///
     /// # Errors
-    /// What the device says.
-    fn figures(&mut self, layer: usize) -> Result<Figures>;
+    /// What the device or another rank says.
+    fn figures(&mut self) -> Result<Vec<Figures>>;
 
-    /// The sum of the squares of all gradients.
+    /// Sums the gradients over the ranks.
     ///
     /// # Errors
-    /// What the device says.
-    fn grad_squares(&mut self) -> Result<f64>;
+    /// What the device or another rank says.
+    fn reduce(&mut self) -> Result<()>;
+
+    /// The norm of the summed gradients over all ranks, with the squares `own` that this rank counts beside them.
+    ///
+    /// # Errors
+    /// What the device or another rank says.
+    fn grad_norm(&mut self, own: f64) -> Result<f64>;
 
     /// Ends a training step: balances, and takes a step of AdamW with all gradients times `scale`.
     ///
@@ -44,18 +58,18 @@ pub trait Blocks<R> {
     /// What the device says.
     fn update(&mut self, lr: f64, scale: f64) -> Result<()>;
 
-    /// Adds all that a resumed run needs: weights, expert bias, optimizer state. Those of a layer start with
+    /// What this rank keeps of all that a resumed run needs: weights, expert bias, optimizer state. Names of a layer's start with
     /// `layers.INDEX.`.
     ///
     /// # Errors
     /// What the device says.
-    fn state(&mut self, tensors: &mut TensorMap) -> Result<()>;
+    fn pieces(&mut self) -> Result<Vec<Piece>>;
 
-    /// The opposite of [`state`](Blocks::state).
+    /// This rank's part of a checkpoint, whichever ranks wrote it.
     ///
     /// # Errors
     /// If a tensor is missing, or has another shape or type.
-    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<()>;
+    fn load(&mut self, checkpoint: &mut Checkpoint) -> Result<()>;
 
     /// Takes over weights and expert bias alone. The optimizer starts anew.
     ///
@@ -68,6 +82,12 @@ pub trait Blocks<R> {
     /// # Errors
     /// What the device says.
     fn gradients(&mut self, tensors: &mut TensorMap) -> Result<()>;
+
+    /// Bytes of each layer's gate.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn gates(&mut self) -> Result<Vec<Vec<u8>>>;
 
     /// The bias on the selection of each expert of a layer; empty if the layer has none.
     ///

@@ -1,14 +1,21 @@
 //! [`Blocks`] on a device: one layer, optimizer and saved pass per layer of the model, one runner for all.
 
 use super::blocks::Blocks;
+use super::parameters::{Parameters, RankRunner, Rules};
 use super::tensors::TensorMap;
+use crate::ranks::Ranks;
 use crate::rng::Rng;
 use anyhow::Result;
 use moe_core::{
-    AdamW, AdamWOptions, Batch, Elem, Figures, Grads, Limits, MoeConfig, MoeDevice, MoeLayer, Rows, Runner,
-    Saved, Scalar, whole,
+    AdamWOptions, Batch, Collective, Elem, Figures, Grads, Host, Limits, MoeConfig, MoeDevice, MoeLayer,
+    Reduce, Rows, Runner, Saved, Scalar, ViewMut, whole,
 };
+use moe_dist::Group;
+use moe_dist::checkpoint::{Checkpoint, Piece};
+use moe_dist::gradients::load_span;
+use moe_dist::mesh::Span;
 use ndarray::{Array2, ArrayView2};
+use std::sync::Arc;
 
 /// The MoE layers of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,21 +24,27 @@ pub struct BlocksConfig {
     pub moe: MoeConfig,
     /// number of layers
     pub layers: usize,
-    /// most tokens of a batch
+    /// most tokens of this rank's share of a batch
     pub max_tokens: usize,
-    /// most sequences of a batch
+    /// most sequences of this rank's share of a batch
     pub max_sequences: usize,
     /// seed of the first weights
     pub seed: u64,
     /// what stays the same in every step of the optimizer
     pub adam: AdamWOptions,
+    /// whether ranks keep shards of parameters, or whole ones
+    pub sharded: bool,
 }
 
 /// The MoE layers of a model on device `D`, with weights of storage type `T`.
 pub struct DeviceBlocks<D: MoeDevice<T>, T: Scalar> {
-    runner: Runner<D, T>,
+    runner: RankRunner<D, T>,
     layers: Vec<Block<D, T>>,
+    parameters: Parameters<D, T>,
+    ranks: Arc<Ranks>,
     adam: AdamWOptions,
+    /// the ranks that route other tokens, and all
+    counted: [Group<Host>; 2],
     sequences: Vec<usize>,
     y: Rows<D, T>,
     dy: Rows<D, T>,
@@ -42,31 +55,41 @@ struct Block<D: MoeDevice<T>, T: Scalar> {
     layer: MoeLayer<D, T>,
     saved: Saved<D, T>,
     grads: Grads<D, T>,
-    adam: AdamW<D, T>,
     x: Rows<D, T>,
 }
 
 impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
-    /// Layers with random weights.
+    /// Layers with random weights, or this rank's part of them.
     ///
     /// # Errors
-    /// If the configuration is wrong, or the device has too little memory.
-    pub fn init(device: &D, config: &BlocksConfig) -> Result<Self> {
-        let limits = Limits { sequences: config.max_sequences, ..Limits::training(config.max_tokens) };
-        let runner = Runner::with_limits(device, &config.moe, limits)?;
-        let rows = || runner.rows(0, config.moe.width);
+    /// If the configuration is wrong, or does not fit the ranks, or the device has too little memory.
+    pub fn init(device: &D, config: &BlocksConfig, ranks: &Arc<Ranks>) -> Result<Self> {
+        let BlocksConfig { max_tokens, max_sequences, .. } = *config;
+        let limits = Limits { sequences: max_sequences.max(1), ..Limits::training(max_tokens.max(1)) };
+        let mut moe = config.moe;
+        moe.place = ranks.mesh().place(ranks.at(), false);
+        let groups = ranks.mesh().groups_of(ranks.rank(), &mut ranks.maker(device))?;
+        let runner = Runner::with_groups(device, &moe, limits, groups)?;
+        let rows = || runner.rows(0, moe.width);
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            let mut moe = config.moe;
             moe.layer = u32::try_from(index)?;
             let seed = Rng::new(config.seed, 1 + index as u64).bits();
             let layer = MoeLayer::init(device, &moe, seed)?;
-            let (saved, grads, adam) =
-                (runner.saved(&moe)?, layer.grads()?, AdamW::with_options(&layer, config.adam)?);
-            layers.push(Block { layer, saved, grads, adam, x: rows()? });
+            let (saved, grads) = (runner.saved(&moe)?, layer.grads()?);
+            layers.push(Block { layer, saved, grads, x: rows()? });
         }
+        let rules = Rules { ranks, options: config.adam };
+        let all = layers.iter().map(|block| &block.layer);
+        let parameters = Parameters::new(runner.session(), rules, all, config.sharded)?;
+        let counted = [ranks.group(&Host, load_span(ranks.mesh()))?, ranks.group(&Host, Span::World)?];
         let (y, dy, dx) = (rows()?, rows()?, rows()?);
-        Ok(Self { runner, layers, adam: config.adam, sequences: Vec::new(), y, dy, dx })
+        let (ranks, adam) = (Arc::clone(ranks), config.adam);
+        Ok(Self { runner, layers, parameters, ranks, adam, counted, sequences: Vec::new(), y, dy, dx })
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules { ranks: &self.ranks, options: self.adam }
     }
 }
 
@@ -85,6 +108,7 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         layer: usize,
         x: ArrayView2<'_, T::Acc>,
         length: usize,
+        step_sequences: usize,
     ) -> Result<Array2<T::Acc>> {
         let Self { runner, layers, sequences, y, .. } = self;
         let block = &mut layers[layer];
@@ -92,7 +116,9 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         resize(runner, x.dim(), y)?;
         sequences.clear();
         sequences.resize(x.nrows() / length, length);
-        runner.set_batch(&Batch { sequences, ..Batch::default() })?;
+        let step = Some(step_sequences * length);
+        let batch = Batch { sequences, batch_tokens: step, step_tokens: step, ..Batch::default() };
+        runner.set_batch(&Batch { step_sequences: Some(step_sequences), ..batch })?;
         runner.forward_train(&block.layer, &block.x, &mut block.saved, y)?;
         download(runner, y)
     }
@@ -106,40 +132,50 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         download(runner, dx)
     }
 
-    fn figures(&mut self, layer: usize) -> Result<Figures> {
-        Ok(self.runner.figures(&self.layers[layer].saved)?)
+    fn figures(&mut self) -> Result<Vec<Figures>> {
+        let figures = |block: &Block<D, T>| Ok(self.runner.figures(&block.saved)?);
+        let mut all = self.layers.iter().map(figures).collect::<Result<Vec<_>>>()?;
+        if self.ranks.mesh().world() > 1 {
+            sum_figures(&mut all, &mut self.counted)?;
+        }
+        Ok(all)
     }
 
-    fn grad_squares(&mut self) -> Result<f64> {
-        let mut sum = 0.0;
-        for block in &self.layers {
-            sum += self.runner.sum_squares(&block.grads)?;
-        }
-        Ok(sum)
+    fn reduce(&mut self) -> Result<()> {
+        let mut grads: Vec<_> = self.layers.iter_mut().map(|block| &mut block.grads).collect();
+        self.parameters.reduce(self.runner.session(), &mut grads)
+    }
+
+    fn grad_norm(&mut self, own: f64) -> Result<f64> {
+        let grads: Vec<_> = self.layers.iter().map(|block| &block.grads).collect();
+        self.parameters.norm(self.runner.session_mut(), &grads, own)
     }
 
     fn update(&mut self, lr: f64, scale: f64) -> Result<()> {
-        for Block { layer, grads, adam, .. } in &mut self.layers {
-            adam.step_scaled(&mut self.runner, layer, grads, lr, scale)?;
+        let Self { runner, layers, parameters, .. } = self;
+        for (index, Block { layer, grads, .. }) in layers.iter_mut().enumerate() {
+            parameters.step(runner, index, layer, grads, [lr, scale])?;
         }
         Ok(())
     }
 
-    fn state(&mut self, tensors: &mut TensorMap) -> Result<()> {
+    fn pieces(&mut self) -> Result<Vec<Piece>> {
         // The layers are read on streams of their own.
         self.runner.session().sync()?;
-        for (index, Block { layer, adam, .. }) in self.layers.iter().enumerate() {
-            tensors.insert_all(&format!("layers.{index}.moe."), layer.state()?);
-            tensors.insert_all(&format!("layers.{index}.adam."), adam.state(layer)?);
+        let mut all = Vec::new();
+        for (index, block) in self.layers.iter().enumerate() {
+            all.extend(self.parameters.pieces(self.runner.session(), self.rules(), index, &block.layer)?);
         }
-        Ok(())
+        Ok(all)
     }
 
-    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<()> {
-        for (index, block) in self.layers.iter_mut().enumerate() {
-            block.load_layer(tensors, index)?;
-            let state = tensors.take_all(&format!("layers.{index}.adam."));
-            block.adam = AdamW::from_state(&block.layer, self.adam, state)?;
+    fn load(&mut self, checkpoint: &mut Checkpoint) -> Result<()> {
+        let Self { runner, layers, parameters, ranks, adam, .. } = self;
+        let rules = Rules { ranks, options: *adam };
+        for (index, block) in layers.iter_mut().enumerate() {
+            let config = *block.layer.config();
+            block.layer = parameters.load(runner.session(), rules, index, &config, checkpoint)?;
+            block.grads.clear();
         }
         Ok(())
     }
@@ -147,8 +183,10 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
     fn load_weights(&mut self, tensors: &mut TensorMap) -> Result<()> {
         for (index, block) in self.layers.iter_mut().enumerate() {
             block.load_layer(tensors, index)?;
-            block.adam = AdamW::with_options(&block.layer, self.adam)?;
         }
+        let (layers, sharded) = (&self.layers, matches!(self.parameters, Parameters::Sharded { .. }));
+        let all = layers.iter().map(|block| &block.layer);
+        self.parameters = Parameters::new(self.runner.session(), self.rules(), all, sharded)?;
         Ok(())
     }
 
@@ -163,12 +201,42 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         Ok(())
     }
 
+    fn gates(&mut self) -> Result<Vec<Vec<u8>>> {
+        let Self { runner, layers, .. } = self;
+        let gate = |block: &Block<D, T>| {
+            let values = read::<D, T, T>(runner, &block.layer.weights()?.gate)?;
+            Ok(bytemuck::cast_slice(&values).to_vec())
+        };
+        layers.iter().map(gate).collect()
+    }
+
     fn selection_bias(&mut self, layer: usize) -> Result<Vec<T::Acc>> {
         match self.layers[layer].layer.selection_bias() {
             Some(bias) => read::<D, T, T::Acc>(&mut self.runner, bias),
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// Adds up the ranks' figures: counts over those that route other tokens, losses over all.
+fn sum_figures(all: &mut [Figures], [counted, everyone]: &mut [Group<Host>; 2]) -> Result<()> {
+    let (mut counts, mut losses) = (Vec::new(), Vec::new());
+    for figures in &*all {
+        counts.extend(figures.tokens_per_expert.iter().map(|count| f64::from(*count)));
+        counts.extend([figures.routed, figures.dropped, figures.non_finite].map(|count| count as f64));
+        losses.extend([figures.balance_loss, figures.z_loss]);
+    }
+    counted.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut counts))?;
+    everyone.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut losses))?;
+    let (mut counts, mut losses) = (counts.into_iter(), losses.into_iter());
+    for figures in all {
+        let mut count = || counts.next().unwrap_or_default();
+        figures.tokens_per_expert.iter_mut().for_each(|tokens| *tokens = count() as u32);
+        [figures.routed, figures.dropped, figures.non_finite] = std::array::from_fn(|_| count() as u64);
+        [figures.balance_loss, figures.z_loss] = std::array::from_fn(|_| losses.next().unwrap_or_default());
+        figures.set_load();
+    }
+    Ok(())
 }
 
 impl<D: MoeDevice<T>, T: Scalar> Block<D, T> {
@@ -183,7 +251,7 @@ impl<D: MoeDevice<T>, T: Scalar> Block<D, T> {
 
 /// All elements of a buffer.
 fn read<D: MoeDevice<T>, T: Scalar, E: Elem>(
-    runner: &mut Runner<D, T>,
+    runner: &mut RankRunner<D, T>,
     buffer: &D::Owned<E>,
 ) -> Result<Vec<E>> {
     let view = whole::<D, E>(buffer);
@@ -194,7 +262,7 @@ fn read<D: MoeDevice<T>, T: Scalar, E: Elem>(
 
 /// Puts host rows on the device, in a buffer that is made anew only when the number of rows changes.
 fn upload<D: MoeDevice<T>, T: Scalar>(
-    runner: &Runner<D, T>,
+    runner: &RankRunner<D, T>,
     source: ArrayView2<'_, T::Acc>,
     target: &mut Rows<D, T>,
 ) -> Result<()> {
@@ -204,7 +272,7 @@ fn upload<D: MoeDevice<T>, T: Scalar>(
 }
 
 fn resize<D: MoeDevice<T>, T: Scalar>(
-    runner: &Runner<D, T>,
+    runner: &RankRunner<D, T>,
     dim: (usize, usize),
     rows: &mut Rows<D, T>,
 ) -> Result<()> {
@@ -215,7 +283,7 @@ fn resize<D: MoeDevice<T>, T: Scalar>(
 }
 
 fn download<D: MoeDevice<T>, T: Scalar>(
-    runner: &Runner<D, T>,
+    runner: &RankRunner<D, T>,
     source: &Rows<D, T>,
 ) -> Result<Array2<T::Acc>> {
     Ok(runner.download(source)?.mapv(T::widen))

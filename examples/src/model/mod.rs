@@ -7,13 +7,16 @@
 //! logits = rmsnorm(x) * head^T
 //! ```
 //!
-//! The loss is the mean cross-entropy of the next byte. The dense parts run on the host.
+//! The loss is the mean cross-entropy of the next byte. The dense parts run on the host. Over many ranks the sequences of a batch are split
+//! among them, and the dense parts are whole on each: their gradients are summed, and all take the same step.
 
 pub mod blocks;
 pub mod device_blocks;
+pub mod parameters;
 pub mod replay;
 mod state;
 pub mod storage;
+mod sums;
 pub mod tensors;
 
 use crate::dense::loss::cross_entropy;
@@ -21,6 +24,7 @@ use crate::dense::mixing::{Mixing, SavedMixing};
 use crate::dense::norm::{RmsNorm, SavedNorm};
 use crate::dense::param::{Flat, Matrix};
 use crate::dense::{embed, linear};
+use crate::ranks::Ranks;
 use crate::real::Real;
 use crate::rng::Rng;
 use crate::text::Batch;
@@ -29,6 +33,7 @@ use blocks::Blocks;
 use moe_core::ops::AdamWSettings;
 use moe_core::{AdamWOptions, Figures};
 use ndarray::{Array2, ArrayView2};
+use sums::Sums;
 
 /// Number of different bytes.
 pub const VOCABULARY: usize = 256;
@@ -57,6 +62,7 @@ pub struct Model<R> {
     norm: RmsNorm<R>,
     head: Matrix<R>,
     blocks: Box<dyn Blocks<R>>,
+    sums: Sums<R>,
     adam: AdamWOptions,
     step: u64,
 }
@@ -73,7 +79,10 @@ struct SavedLayer<R> {
 
 impl<R: Real> Model<R> {
     /// Random dense weights around the given MoE layers.
-    pub fn init(config: &ModelConfig, seed: u64, blocks: Box<dyn Blocks<R>>) -> Self {
+    ///
+    /// # Errors
+    /// None for the ranks that the layers were made for.
+    pub fn init(config: &ModelConfig, seed: u64, blocks: Box<dyn Blocks<R>>, ranks: &Ranks) -> Result<Self> {
         let rng = &mut Rng::new(seed, 0);
         let ModelConfig { vocabulary, width, .. } = *config;
         let out_scale = 1.0 / (2.0 * config.layers as f64).sqrt();
@@ -83,15 +92,16 @@ impl<R: Real> Model<R> {
                 norm: RmsNorm::new(width, config.epsilon),
             })
             .collect();
-        Self {
+        Ok(Self {
             embed: Matrix::normal((vocabulary, width), 0.5, rng),
             layers,
             norm: RmsNorm::new(width, config.epsilon),
             head: Matrix::normal((vocabulary, width), 0.5 / (width as f64).sqrt(), rng),
             blocks,
+            sums: Sums::new(ranks)?,
             adam: config.adam,
             step: 0,
-        }
+        })
     }
 
     /// Updates done so far.
@@ -104,18 +114,18 @@ impl<R: Real> Model<R> {
         self.blocks.as_mut()
     }
 
-    /// What routing did in the last training step, layer by layer.
+    /// What routing did in the last training step on all ranks, layer by layer.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or another rank says.
     pub fn figures(&mut self) -> Result<Vec<Figures>> {
-        (0..self.layers.len()).map(|layer| self.blocks.figures(layer)).collect()
+        self.blocks.figures()
     }
 
-    /// Mean loss of a batch in nats, for evaluation: changes nothing.
+    /// Mean loss of a step's batch in nats, of which each rank is given its share, for evaluation: changes nothing.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or another rank says.
     pub fn loss(&mut self, batch: &Batch) -> Result<f64> {
         let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
         let mut x = embed::forward(&self.embed, &inputs);
@@ -128,14 +138,14 @@ impl<R: Real> Model<R> {
         }
         let (n, _) = self.norm.forward(x.view());
         let mut logits = linear::forward(n.view(), self.head.value.view());
-        Ok(cross_entropy(&mut logits, &bytes(&batch.targets)))
+        self.sums.total(cross_entropy(&mut logits, &bytes(&batch.targets), batch.step_tokens()))
     }
 
-    /// Mean loss of a batch in nats, without auxiliary losses. Adds the gradients of the loss with auxiliary
-    /// losses to those of all weights.
+    /// Mean loss of a step's batch in nats, of which each rank is given its share, without auxiliary losses. Adds this rank's part of the
+    /// gradients of the loss with auxiliary losses to those of all weights.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or another rank says.
     pub fn forward_backward(&mut self, batch: &Batch) -> Result<f64> {
         let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
         let mut x = embed::forward(&self.embed, &inputs);
@@ -147,19 +157,37 @@ impl<R: Real> Model<R> {
                 saved
             });
             let (n, norm) = layer.norm.forward(x.view());
-            x += &self.blocks.forward_train(index, n.view(), length)?;
+            x += &self.blocks.forward_train(index, n.view(), length, batch.step_sequences)?;
             saved.push(SavedLayer { mixing, norm });
         }
-        let (loss, dx) = self.head_forward_backward(x.view(), &bytes(&batch.targets));
+        let (loss, dx) = self.head_forward_backward(x.view(), &bytes(&batch.targets), batch.step_tokens());
         self.backward(&inputs, saved, dx)?;
-        Ok(loss)
+        self.sums.total(loss)
+    }
+
+    /// Sums all gradients over the ranks, once per step.
+    ///
+    /// # Errors
+    /// What another rank says.
+    pub fn reduce(&mut self) -> Result<()> {
+        let mut sums = self.sums.take();
+        self.visit(&mut |_, param| sums.push(param.grad));
+        sums.reduce()?;
+        self.visit(&mut |_, param| sums.pop(param.grad));
+        self.sums = sums;
+        self.blocks.reduce()
     }
 
     /// The loss at the end of the last layer, and the gradient of the rows there.
-    fn head_forward_backward(&mut self, x: ArrayView2<'_, R>, targets: &[u8]) -> (f64, Array2<R>) {
+    fn head_forward_backward(
+        &mut self,
+        x: ArrayView2<'_, R>,
+        targets: &[u8],
+        step_tokens: usize,
+    ) -> (f64, Array2<R>) {
         let (n, norm) = self.norm.forward(x);
         let mut logits = linear::forward(n.view(), self.head.value.view());
-        let loss = cross_entropy(&mut logits, targets);
+        let loss = cross_entropy(&mut logits, targets, step_tokens);
         linear::weight_gradient(logits.view(), n.view(), &mut self.head.grad);
         let dn = linear::input_gradient(logits.view(), self.head.value.view());
         (loss, self.norm.backward(&norm, dn.view()))
@@ -177,14 +205,15 @@ impl<R: Real> Model<R> {
         Ok(())
     }
 
-    /// The norm of all gradients together.
+    /// The norm of all gradients together, over all ranks, after they have been summed.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or another rank says.
     pub fn grad_norm(&mut self) -> Result<f64> {
-        let mut squares = self.blocks.grad_squares()?;
+        let mut squares = 0.0;
         self.visit(&mut |_, param| squares += param.grad_squares());
-        Ok(squares.sqrt())
+        // The dense parts are equal on all ranks.
+        self.blocks.grad_norm(if self.sums.is_first() { squares } else { 0.0 })
     }
 
     /// Ends a step: balances the MoE layers, and takes a step of AdamW with all gradients times `scale`.
@@ -239,12 +268,21 @@ mod tests {
         let mut moe = MoeConfig::new(Sizes { width: 6, hidden: 5, experts: 4, top_k: 2 }).unwrap();
         moe.balance = Balance { loss: Some(BalanceLoss::Sequence(0.1)), ..Balance::default() };
         let adam = AdamWOptions::default();
-        let blocks = BlocksConfig { moe, layers: LAYERS, max_tokens: 12, max_sequences: 3, seed: 1, adam };
-        let blocks = Box::new(DeviceBlocks::<Host, f64>::init(&Host, &blocks).unwrap());
+        let blocks = BlocksConfig {
+            moe,
+            layers: LAYERS,
+            max_tokens: 12,
+            max_sequences: 3,
+            seed: 1,
+            adam,
+            sharded: false,
+        };
+        let ranks = std::sync::Arc::new(Ranks::alone().unwrap());
+        let blocks = Box::new(DeviceBlocks::<Host, f64>::init(&Host, &blocks, &ranks).unwrap());
         let config =
             ModelConfig { vocabulary: 256, layers: LAYERS, width: 6, mixing: true, epsilon: 1e-5, adam };
         let rows = Array2::from_shape_fn((3, 5), |(row, at)| b"a fine batch, it is"[4 * row + at]);
-        (Model::init(&config, 2, blocks), Batch::new(&rows))
+        (Model::init(&config, 2, blocks, &ranks).unwrap(), Batch::new(&rows))
     }
 
     /// The loss that the gradients are of.

@@ -6,11 +6,13 @@
 use super::device_blocks::{BlocksConfig, DeviceBlocks};
 use super::tensors::TensorMap;
 use super::{Model, ModelConfig, VOCABULARY};
+use crate::ranks::Ranks;
 use crate::real::Real;
 use crate::text::Batch;
 use anyhow::{Result, ensure};
 use moe_core::{AdamWOptions, MoeConfig, MoeDevice, Scalar};
 use ndarray::Array2;
+use std::sync::Arc;
 
 /// What is run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,10 +81,12 @@ impl<R: Real> Replay<R> {
             max_sequences: config.sequences,
             seed: 0,
             adam,
+            sharded: false,
         };
-        let blocks = Box::new(DeviceBlocks::<D, T>::init(device, &blocks)?);
+        let ranks = Arc::new(Ranks::alone()?);
+        let blocks = Box::new(DeviceBlocks::<D, T>::init(device, &blocks, &ranks)?);
         let dense = ModelConfig { vocabulary, layers, width: moe.width, mixing: false, epsilon, adam };
-        let mut model = Model::init(&dense, 0, blocks);
+        let mut model = Model::init(&dense, 0, blocks, &ranks)?;
         model.load_weights(weights)?;
         Ok(Self { config: *config, model })
     }
@@ -98,6 +102,7 @@ impl<R: Real> Replay<R> {
         let largest = rows.iter().copied().max().unwrap_or(0);
         ensure!(usize::from(largest) < vocabulary, "token {largest} is none of {vocabulary}");
         let loss = self.model.forward_backward(&Batch::new(rows))?;
+        self.model.reduce()?;
         let grad_norm = self.model.grad_norm()?;
         let figures = self.model.figures()?;
         let gradients = self.model.gradients()?;
@@ -124,6 +129,8 @@ impl<R: Real> Replay<R> {
     /// # Errors
     /// What the device says.
     pub fn state(&mut self) -> Result<TensorMap> {
-        self.model.state()
+        let mut tensors = TensorMap::default();
+        self.model.pieces()?.into_iter().for_each(|piece| tensors.insert(piece.tensor));
+        Ok(tensors)
     }
 }

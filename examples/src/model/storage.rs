@@ -3,10 +3,12 @@
 use super::blocks::Blocks;
 use super::device_blocks::{BlocksConfig, DeviceBlocks};
 use crate::device::{AnyDevice, DeviceTask};
+use crate::ranks::Ranks;
 use anyhow::Result;
 use clap::ValueEnum;
 use half::bf16;
 use moe_core::{MoeDevice, Scalar};
+use std::sync::Arc;
 
 /// The type that weights and activations of MoE layers are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -24,6 +26,8 @@ pub struct MakeBlocks<'a> {
     pub storage: Storage,
     /// the layers
     pub config: &'a BlocksConfig,
+    /// the ranks that they are spread over
+    pub ranks: &'a Arc<Ranks>,
 }
 
 impl DeviceTask for MakeBlocks<'_> {
@@ -31,15 +35,15 @@ impl DeviceTask for MakeBlocks<'_> {
 
     fn run<D: AnyDevice>(self, device: D) -> Self::Output {
         match self.storage {
-            Storage::F32 => boxed::<D, f32>(&device, self.config),
-            Storage::Bf16 => boxed::<D, bf16>(&device, self.config),
+            Storage::F32 => boxed::<D, f32>(&device, &self),
+            Storage::Bf16 => boxed::<D, bf16>(&device, &self),
         }
     }
 }
 
 fn boxed<D: MoeDevice<T>, T: Scalar<Acc = f32>>(
     device: &D,
-    config: &BlocksConfig,
+    make: &MakeBlocks<'_>,
 ) -> Result<Box<dyn Blocks<f32>>> {
-    Ok(Box::new(DeviceBlocks::<D, T>::init(device, config)?))
+    Ok(Box::new(DeviceBlocks::<D, T>::init(device, make.config, make.ranks)?))
 }

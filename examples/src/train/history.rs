@@ -1,8 +1,8 @@
 //! What a run has seen so far, step by step, for the picture and for resuming.
 
-use crate::model::tensors::TensorMap;
 use anyhow::Result;
-use moe_core::Figures;
+use moe_core::{DType, Figures, StateTensor};
+use moe_dist::checkpoint::{Checkpoint, Piece};
 
 const LOSS: &str = "history.loss";
 const LOAD: &str = "history.load";
@@ -32,19 +32,27 @@ impl History {
         self.load.extend(layers.iter().flat_map(|figures| &figures.tokens_per_expert));
     }
 
-    /// Adds the history to a checkpoint's tensors.
-    pub fn save(&self, tensors: &mut TensorMap) {
-        tensors.insert_values(LOSS, &[self.steps()], &self.loss);
-        tensors.insert_values(LOAD, &[self.steps(), self.layers, self.experts], &self.load);
+    /// The history as a checkpoint keeps it.
+    pub fn pieces(&self) -> [Piece; 2] {
+        let (loss, load) = (bytemuck::cast_slice(&self.loss), bytemuck::cast_slice(&self.load));
+        let piece = |name: &str, shape: &[usize], dtype, bytes: &[u8]| {
+            let (name, shape, bytes) = (name.to_owned(), shape.to_vec(), bytes.to_vec());
+            Piece::whole(StateTensor { name, shape, dtype, bytes })
+        };
+        let shape = [self.steps(), self.layers, self.experts];
+        [piece(LOSS, &shape[..1], DType::F32, loss), piece(LOAD, &shape, DType::U32, load)]
     }
 
-    /// The history of `steps` steps from a checkpoint's tensors.
+    /// The history of `steps` steps from a checkpoint.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
-    pub fn load(layers: usize, experts: usize, steps: usize, tensors: &mut TensorMap) -> Result<Self> {
-        let loss = tensors.take_values(LOSS, &[steps])?;
-        let load = tensors.take_values(LOAD, &[steps, layers, experts])?;
+    pub fn load(layers: usize, experts: usize, steps: usize, checkpoint: &mut Checkpoint) -> Result<Self> {
+        let mut read = |name, dtype, shape: &[usize]| {
+            checkpoint.read(name, dtype, shape, std::iter::once(0..shape.iter().product()))
+        };
+        let loss = bytemuck::pod_collect_to_vec(&read(LOSS, DType::F32, &[steps])?);
+        let load = bytemuck::pod_collect_to_vec(&read(LOAD, DType::U32, &[steps, layers, experts])?);
         Ok(Self { loss, load, layers, experts })
     }
 

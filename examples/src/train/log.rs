@@ -35,15 +35,16 @@ fn grouped(value: f64) -> String {
     out
 }
 
-/// Prints a line per step, above a progress bar if standard error is a terminal.
+/// Prints a line per step, above a progress bar if standard error is a terminal. Of many ranks one prints.
 pub struct Log {
     bar: ProgressBar,
+    prints: bool,
 }
 
 impl Log {
-    /// A log of a run of `steps` steps of which `done` are done.
-    pub fn new(steps: u64, done: u64) -> Self {
-        let target = if std::io::stderr().is_terminal() {
+    /// A log of a run of `steps` steps of which `done` are done, on a rank that prints or does not.
+    pub fn new(steps: u64, done: u64, prints: bool) -> Self {
+        let target = if prints && std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
@@ -53,7 +54,7 @@ impl Log {
             bar.set_style(style);
         }
         bar.reset_eta();
-        Self { bar }
+        Self { bar, prints }
     }
 
     /// Prints a step's line.
@@ -70,6 +71,9 @@ impl Log {
     /// # Errors
     /// If standard output is closed.
     pub fn line(&self, line: &dyn fmt::Display) -> Result<()> {
+        if !self.prints {
+            return Ok(());
+        }
         self.bar.suspend(|| writeln!(std::io::stdout(), "{line}")).context("cannot print")
     }
 

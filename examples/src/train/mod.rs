@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod history;
+pub mod launch;
 pub mod log;
 pub mod options;
 pub mod picture;

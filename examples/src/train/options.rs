@@ -5,6 +5,7 @@ use crate::gate::GateName;
 use crate::model::storage::Storage;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
+use moe_dist::mesh::Degrees;
 use std::path::PathBuf;
 
 /// Trains a small byte-level language model whose blocks are Mixture-of-Experts layers.
@@ -23,7 +24,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
-    /// Where the MoE layers run: host, cpu, cuda or cuda:N
+    /// Where the MoE layers run: host, cpu, cuda[:N] or opencl[:PLATFORM[:DEVICE]]
     #[arg(long, default_value_t)]
     pub device: DeviceName,
 
@@ -39,9 +40,57 @@ pub struct Options {
     #[arg(long, default_value_t = 200)]
     pub save_every: u64,
 
-    /// Goes on from a checkpoint, with the settings in it. `--text` must be given again if it was
-    #[arg(long, value_name = "FILE", conflicts_with = "Settings")]
+    /// Goes on from a checkpoint, with the settings in it. `--text` must be given again if it was. The ranks may be
+    /// others than those that wrote it
+    #[arg(long, value_name = "DIR", conflicts_with = "Settings")]
     pub resume: Option<PathBuf>,
+
+    /// the ranks of the run
+    #[command(flatten)]
+    pub layout: Layout,
+}
+
+/// How a run is spread over ranks. The same run on other ranks differs by rounding alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
+pub struct Layout {
+    /// Starts this many processes on this machine, which train together. Without it, what torchrun, mpirun or Slurm have
+    /// put into the environment is followed
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
+
+    /// Replicas of the ranks of dp-shard
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub dp_replicate: usize,
+
+    /// Ranks with other sequences of a batch [default: what is left]
+    #[arg(long, value_name = "N")]
+    pub dp_shard: Option<usize>,
+
+    /// Ranks with the same sequences
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub tp: usize,
+
+    /// Ranks with other experts
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub ep: usize,
+
+    /// Ranks with other parts of an expert's hidden width: 1 or tp
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub etp: usize,
+
+    /// Ranks keep shards of the MoE layers' parameters and of their optimizer (FSDP; HSDP with dp-replicate)
+    #[arg(long)]
+    pub fsdp: bool,
+}
+
+impl Layout {
+    /// The degrees of a world of this many ranks.
+    pub fn degrees(&self, world: usize) -> Degrees {
+        let Self { dp_replicate, tp, ep, etp, .. } = *self;
+        let rest = dp_replicate.saturating_mul(tp).max(1);
+        let dp_shard = self.dp_shard.unwrap_or((world / rest).max(1));
+        Degrees { dp_replicate, dp_shard, tp, ep, etp, ..Degrees::default() }
+    }
 }
 
 /// What a run is. A checkpoint holds these, and a resumed run keeps them.
@@ -223,6 +272,15 @@ mod tests {
     fn a_resumed_run_keeps_its_settings() {
         assert!(parse("--resume a.safetensors --steps 900 --out elsewhere").is_ok());
         assert!(parse("--resume a.safetensors --width 32").is_err());
+    }
+
+    #[test]
+    fn the_sequences_are_for_the_ranks_that_are_left() {
+        let degrees = |line| parse(line).unwrap().layout.degrees(8);
+        assert_eq!(degrees("").dp_shard, 8);
+        assert_eq!(degrees("--tp 2 --dp-replicate 2 --ep 2").dp_shard, 2);
+        assert_eq!(degrees("--dp-shard 3").dp_shard, 3);
+        assert_eq!(degrees("--tp 0").tp, 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A run: model, text and history, one step at a time.
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::Progress;
 use super::history::History;
 use super::options::{BalanceName, Settings};
 use super::schedule;
@@ -8,9 +8,15 @@ use crate::device::DeviceName;
 use crate::model::device_blocks::BlocksConfig;
 use crate::model::storage::MakeBlocks;
 use crate::model::{Model, ModelConfig, VOCABULARY};
+use crate::ranks::Ranks;
 use crate::text::Text;
 use anyhow::{Result, ensure};
-use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, MoeConfig, Sizes};
+use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, Host, MoeConfig, Sizes};
+use moe_dist::Group;
+use moe_dist::checkpoint::{self, Checkpoint, Piece};
+use moe_dist::mesh::Span;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Added to mean squares in norms.
@@ -20,12 +26,16 @@ const BIAS_RATE: f32 = 5e-3;
 const LOSS_RATE: f32 = 1e-2;
 
 /// Where a run's layers run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceChoice {
+#[derive(Clone, Debug)]
+pub struct Place {
     /// the device
-    pub name: DeviceName,
+    pub device: DeviceName,
     /// its threads, if it has any; 0 for one per core
     pub threads: usize,
+    /// the ranks
+    pub ranks: Arc<Ranks>,
+    /// whether ranks keep shards of the layers' parameters
+    pub sharded: bool,
 }
 
 /// A run that can take its next step.
@@ -35,6 +45,9 @@ pub struct Run {
     text: Text,
     model: Model<f32>,
     history: History,
+    ranks: Arc<Ranks>,
+    /// all ranks, for checkpoints
+    world: Group<Host>,
 }
 
 /// What a step did.
@@ -74,18 +87,21 @@ impl Run {
     ///
     /// # Errors
     /// If settings are out of range, the text is too short, or the device fails.
-    pub fn start(settings: Settings, steps: u64, text: Text, device: DeviceChoice) -> Result<Self> {
+    pub fn start(settings: Settings, steps: u64, text: Text, place: &Place) -> Result<Self> {
         settings.check()?;
         ensure!(steps > 0, "--steps is 0, but must be at least 1");
         text.check_length(settings.seq)?;
         let moe = moe_config(&settings)?;
+        let Place { ranks, sharded, .. } = place;
+        let most = ranks.most(settings.batch);
         let blocks = BlocksConfig {
             moe,
             layers: settings.layers,
-            max_tokens: settings.batch * settings.seq,
-            max_sequences: settings.batch,
+            max_tokens: most * settings.seq,
+            max_sequences: most,
             seed: settings.seed,
             adam: AdamWOptions::default(),
+            sharded: *sharded,
         };
         let dense = ModelConfig {
             vocabulary: VOCABULARY,
@@ -95,35 +111,36 @@ impl Run {
             epsilon: NORM_EPSILON,
             adam: AdamWOptions::default(),
         };
-        let task = MakeBlocks { storage: settings.dtype, config: &blocks };
-        let blocks = device.name.open_with(device.threads, task)??;
-        let model = Model::init(&dense, settings.seed, blocks);
+        let task = MakeBlocks { storage: settings.dtype, config: &blocks, ranks };
+        let blocks = place.device.open_with(place.threads, task)??;
+        let model = Model::init(&dense, settings.seed, blocks, ranks)?;
         let history = History::new(settings.layers, settings.experts);
-        Ok(Self { settings, steps, text, model, history })
+        let world = ranks.group(&Host, Span::World)?;
+        Ok(Self { settings, steps, text, model, history, ranks: Arc::clone(ranks), world })
     }
 
     /// Goes on where a checkpoint ends, with its settings; `steps` may change how long the run is.
     ///
     /// # Errors
-    /// If the checkpoint does not fit the text or itself, or the device fails.
+    /// If the checkpoint is damaged, or does not fit the text or itself, or the device fails.
     pub fn resume(
-        checkpoint: Checkpoint,
+        checkpoint: &mut Checkpoint,
         steps: Option<u64>,
         text: Text,
-        device: DeviceChoice,
+        place: &Place,
     ) -> Result<Self> {
-        let Checkpoint { settings, step, mut tensors, .. } = checkpoint;
+        let Progress { settings, steps: planned, step, text: fingerprint } = Progress::of(checkpoint)?;
         ensure!(
-            checkpoint.text == text.fingerprint(),
+            fingerprint == text.fingerprint(),
             "the checkpoint was trained on another text: give that one with --text"
         );
-        let steps = steps.unwrap_or(checkpoint.steps);
+        let steps = steps.unwrap_or(planned);
         ensure!(step <= steps, "the checkpoint has {step} steps already, more than --steps {steps}");
-        let mut run = Self::start(settings, steps, text, device)?;
+        let mut run = Self::start(settings, steps, text, place)?;
         let done = usize::try_from(step)?;
-        run.history = History::load(run.settings.layers, run.settings.experts, done, &mut tensors)?;
-        run.model.load_state(&mut tensors, step)?;
-        tensors.expect_empty()?;
+        run.history = History::load(run.settings.layers, run.settings.experts, done, checkpoint)?;
+        run.model.load(checkpoint, step)?;
+        checkpoint.expect_all_read()?;
         Ok(run)
     }
 
@@ -160,7 +177,9 @@ impl Run {
         let start = Instant::now();
         let (settings, step) = (&self.settings, self.model.step());
         let batch = self.text.batch(settings.seed, step, settings.batch, settings.seq);
-        let loss = self.model.forward_backward(&batch)?;
+        let share = batch.share(self.ranks.share(settings.batch));
+        let loss = self.model.forward_backward(&share)?;
+        self.model.reduce()?;
         let grad_norm = self.model.grad_norm()?;
         ensure!(
             loss.is_finite() && grad_norm.is_finite(),
@@ -172,7 +191,7 @@ impl Run {
         let figures = self.model.figures()?;
         self.model.update(settings.lr * schedule::rate(step, self.steps), scale)?;
         self.history.push(loss, &figures);
-        let tokens_per_second = batch.tokens() as f64 / start.elapsed().as_secs_f64();
+        let tokens_per_second = batch.step_tokens() as f64 / start.elapsed().as_secs_f64();
         Ok(StepReport { step: step + 1, loss, grad_norm, tokens_per_second, figures })
     }
 
@@ -183,26 +202,46 @@ impl Run {
     pub fn held_out(&mut self) -> Result<f64> {
         let (mut nats, mut tokens) = (0.0, 0);
         for batch in self.text.held_out_batches(self.settings.batch, self.settings.seq) {
-            nats += self.model.loss(&batch)? * batch.tokens() as f64;
-            tokens += batch.tokens();
+            let share = batch.share(self.ranks.share(batch.step_sequences));
+            nats += self.model.loss(&share)? * batch.step_tokens() as f64;
+            tokens += batch.step_tokens();
         }
         Ok(nats / tokens as f64 / std::f64::consts::LN_2)
     }
 
-    /// The run as it is now.
+    /// Bytes of all layers' gates, which are equal on all ranks.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let mut tensors = self.model.state()?;
-        self.history.save(&mut tensors);
-        Ok(Checkpoint {
+    pub fn gates(&mut self) -> Result<Vec<Vec<u8>>> {
+        self.model.blocks().gates()
+    }
+
+    /// What this rank keeps of the run as it is now.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn pieces(&mut self) -> Result<Vec<Piece>> {
+        let mut pieces = self.model.pieces()?;
+        if self.ranks.is_first() {
+            pieces.extend(self.history.pieces());
+        }
+        Ok(pieces)
+    }
+
+    /// Writes a checkpoint, with all other ranks.
+    ///
+    /// # Errors
+    /// If a rank cannot write its part.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        let progress = Progress {
             settings: self.settings.clone(),
             steps: self.steps,
             step: self.model.step(),
             text: self.text.fingerprint(),
-            tensors,
-        })
+        };
+        let pieces = self.pieces()?;
+        Ok(checkpoint::write(folder, &mut self.world, &pieces, &progress.to_metadata())?)
     }
 }
 
@@ -231,13 +270,36 @@ fn moe_config(settings: &Settings) -> Result<MoeConfig> {
 mod tests {
     use super::*;
 
-    const HOST: DeviceChoice = DeviceChoice { name: DeviceName::Host, threads: 0 };
     const STEPS: u64 = 8;
+
+    fn here() -> Place {
+        let ranks = Arc::new(Ranks::alone().unwrap());
+        Place { device: DeviceName::Host, threads: 0, ranks, sharded: false }
+    }
 
     fn start(line: &str) -> Run {
         let small = "--width 8 --hidden 8 --experts 4 --batch 2 --seq 8";
         let settings = Settings::from_line(&format!("{small} {line}")).unwrap();
-        Run::start(settings, STEPS, Text::embedded(), HOST).unwrap()
+        Run::start(settings, STEPS, Text::embedded(), &here()).unwrap()
+    }
+
+    /// A folder that is gone afterwards.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("moe-run-{name}-{}", std::process::id())))
+        }
+
+        fn resume(&self) -> Result<Run> {
+            Run::resume(&mut Checkpoint::open(&self.0)?, None, Text::embedded(), &here())
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
     }
 
     fn losses(run: &mut Run, steps: u64) -> Vec<f64> {
@@ -253,12 +315,13 @@ mod tests {
             let wanted = losses(&mut unbroken, STEPS);
             let mut broken = start(line);
             let mut got = losses(&mut broken, 3);
-            let checkpoint = broken.checkpoint().unwrap();
-            let mut resumed = Run::resume(checkpoint, None, Text::embedded(), HOST).unwrap();
+            let folder = Folder::new("resumed");
+            broken.save(&folder.0).unwrap();
+            let mut resumed = folder.resume().unwrap();
             got.extend(losses(&mut resumed, STEPS - 3));
             assert_eq!(got, wanted, "{line}");
             assert_eq!(resumed.history(), unbroken.history(), "{line}");
-            assert_eq!(resumed.checkpoint().unwrap(), unbroken.checkpoint().unwrap(), "{line}");
+            assert!(resumed.pieces().unwrap() == unbroken.pieces().unwrap(), "{line}");
         }
     }
 
@@ -269,23 +332,29 @@ mod tests {
         losses(&mut plain, 2);
         let batch = watched.text.batch(0, 0, 2, 8);
         watched.model.loss(&batch).unwrap();
-        assert_eq!(watched.checkpoint().unwrap(), plain.checkpoint().unwrap());
+        assert!(watched.pieces().unwrap() == plain.pieces().unwrap());
         assert_eq!(losses(&mut watched, 2), losses(&mut plain, 2));
     }
 
     #[test]
     fn another_text_or_a_damaged_state_is_refused() {
-        let checkpoint = start("").checkpoint().unwrap();
-        let resume = |checkpoint| Run::resume(checkpoint, None, Text::embedded(), HOST).map(|_| ());
-        let other_text = Checkpoint { text: 1, ..checkpoint.clone() };
-        assert!(resume(other_text).unwrap_err().to_string().contains("another text"));
-        let other_size = Checkpoint { settings: start("--no-mixing").settings, ..checkpoint.clone() };
-        assert!(resume(other_size).is_err());
-        let other_step = Checkpoint { step: 5, ..checkpoint.clone() };
-        assert!(resume(other_step).unwrap_err().to_string().contains("history.loss"));
-        let mut missing = checkpoint;
-        missing.tensors.take_all("layers.1.moe.w2");
-        assert!(resume(missing).unwrap_err().to_string().contains("w2"));
+        let mut run = start("");
+        let (folder, pieces) = (Folder::new("refused"), run.pieces().unwrap());
+        let progress =
+            Progress { settings: run.settings.clone(), steps: STEPS, step: 0, text: run.text.fingerprint() };
+        let mut refusal = |progress: Progress, pieces: &[Piece]| {
+            checkpoint::write(&folder.0, &mut run.world, pieces, &progress.to_metadata()).unwrap();
+            folder.resume().map(|_| ()).unwrap_err().to_string()
+        };
+        let other_text = Progress { text: 1, ..progress.clone() };
+        assert!(refusal(other_text, &pieces).contains("another text"));
+        let other_size = Progress { settings: start("--no-mixing").settings, ..progress.clone() };
+        assert!(refusal(other_size, &pieces).contains("is no tensor of this model"));
+        let other_step = Progress { step: 5, ..progress.clone() };
+        assert!(refusal(other_step, &pieces).contains("history.loss"));
+        let missing: Vec<Piece> =
+            pieces.iter().filter(|piece| piece.tensor.name != "layers.1.moe.w2").cloned().collect();
+        assert!(refusal(progress, &missing).contains("layers.1.moe.w2"));
     }
 
     #[test]
@@ -294,7 +363,7 @@ mod tests {
             [("--top-k 9", "top_k"), ("--experts 0", "experts"), ("--balance-rate=-1", "rate")]
         {
             let settings = Settings::from_line(line).unwrap();
-            let error = Run::start(settings, STEPS, Text::embedded(), HOST).map(|_| ()).unwrap_err();
+            let error = Run::start(settings, STEPS, Text::embedded(), &here()).map(|_| ()).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
     }

@@ -5,7 +5,8 @@ use anyhow::{Result, ensure};
 use moe_core::ndarray::ArrayView2;
 use moe_core::ops::Stamp;
 use moe_core::{
-    Batch, Elem, In, Limits, MemoryPolicy, MoeDevice, MoeLayer, Rows, Runner, Saved, Scalar, Tensors, whole,
+    Batch, Collective, Elem, In, Limits, MemoryPolicy, MoeDevice, MoeLayer, Rows, Runner, Saved, Scalar,
+    Tensors, whole,
 };
 
 /// The tokens of a call, and where they stand in the step.
@@ -156,20 +157,26 @@ pub(crate) fn run_shared<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
 }
 
 /// A matrix on the host.
-fn flat<T: Scalar, D: MoeDevice<T>>(runner: &Runner<D, T>, rows: &Rows<D, T>) -> Result<Vec<T>> {
+pub(crate) fn flat<T: Scalar, D: MoeDevice<T>, C: Collective<D>>(
+    runner: &Runner<D, T, C>,
+    rows: &Rows<D, T>,
+) -> Result<Vec<T>> {
     Ok(runner.download(rows)?.into_raw_vec_and_offset().0)
 }
 
 /// Values of a view on the host.
-fn read<T: Scalar, D: MoeDevice<T>, E: Elem>(runner: &Runner<D, T>, view: In<'_, D, E>) -> Result<Vec<E>> {
+pub(crate) fn read<T: Scalar, D: MoeDevice<T>, C: Collective<D>, E: Elem>(
+    runner: &Runner<D, T, C>,
+    view: In<'_, D, E>,
+) -> Result<Vec<E>> {
     let mut values = vec![E::default(); view.len()];
     runner.session().download(view, &mut values)?;
     Ok(values)
 }
 
 /// All tensors on the host, in the order of `MoeConfig::tensors`.
-fn read_all<T: Scalar, D: MoeDevice<T>, E: Elem>(
-    runner: &Runner<D, T>,
+pub(crate) fn read_all<T: Scalar, D: MoeDevice<T>, C: Collective<D>, E: Elem>(
+    runner: &Runner<D, T, C>,
     tensors: &Tensors<D, E>,
 ) -> Result<[Option<Vec<E>>; moe_core::TENSORS]> {
     let mut all = [const { None }; moe_core::TENSORS];

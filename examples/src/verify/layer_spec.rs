@@ -114,7 +114,7 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
         Ok(MoeLayer::from_state(device, config, self.state(config))?)
     }
 
-    /// The weights and the selection bias as the library names them.
+    /// The weights and the selection bias as the library names them, or the part of them at the place of `config`.
     pub(crate) fn state(&self, config: &MoeConfig) -> Vec<StateTensor> {
         let shared = self.shared.as_ref();
         let weights: [Option<&[T]>; moe_core::TENSORS] = [
@@ -131,7 +131,8 @@ impl<T: Scalar<Acc = f32>> LayerSpec<T> {
         let mut state = Vec::new();
         for (spec, values) in config.tensors().iter().zip(weights) {
             if let (Some(spec), Some(values)) = (spec, values) {
-                state.push(tensor(spec.name, spec.shape(), values));
+                let part: Vec<T> = spec.runs().flat_map(|run| values[run].to_vec()).collect();
+                state.push(tensor(spec.name, spec.shape(), &part));
             }
         }
         if let Some(bias) = &self.router.expert_bias {

@@ -14,7 +14,7 @@ use crate::view::{whole, whole_mut};
 pub struct Grads<D: Device, T: Scalar> {
     /// gradients, named like the weights
     pub weights: Tensors<D, T::Acc>,
-    /// (E): slots per expert, summed over the micro-batches, before drops
+    /// (E): slots per expert of the tokens that this rank routes, summed over the micro-batches, before drops
     pub load: D::Owned<u32>,
     pub(crate) filled: bool,
 }

@@ -7,6 +7,7 @@
 use super::arrived::{Arrived, Splits};
 use super::saved::Routing;
 use super::share::Room;
+use super::table::Table;
 use super::{Plan, limit};
 use crate::collective::Collective;
 use crate::config::{MemoryPolicy, MoeConfig};
@@ -280,42 +281,4 @@ fn close_up<E: Scalar, D: Device>(
 fn fill(buffer: &mut Vec<u32>, values: impl Iterator<Item = u32>) {
     buffer.clear();
     buffer.extend(values);
-}
-
-/// Every rank's offsets, (ranks, experts + 2), the last being the rank's room for rows.
-struct Table<'a> {
-    words: &'a [u32],
-    experts: usize,
-    ranks: usize,
-}
-
-impl Table<'_> {
-    fn offsets(&self, rank: usize) -> &[u32] {
-        &self.words[rank * (self.experts + 2)..][..self.experts + 1]
-    }
-
-    fn room(&self, rank: usize) -> usize {
-        self.words[rank * (self.experts + 2) + self.experts + 1] as usize
-    }
-
-    /// Rows of one rank for one expert.
-    fn count(&self, from: usize, expert: usize) -> u32 {
-        let offsets = self.offsets(from);
-        offsets[expert + 1].saturating_sub(offsets[expert])
-    }
-
-    /// Rows of one rank for the experts of another.
-    fn rows(&self, from: usize, to: usize) -> usize {
-        let (offsets, here) = (self.offsets(from), self.experts / self.ranks);
-        offsets[(to + 1) * here].saturating_sub(offsets[to * here]) as usize
-    }
-
-    /// The shortest and the longest segment.
-    fn extremes(&self) -> (usize, usize) {
-        let pairs = (0..self.ranks).flat_map(|from| (0..self.ranks).map(move |to| (from, to)));
-        pairs.fold((usize::MAX, 0), |(shortest, longest), (from, to)| {
-            let rows = self.rows(from, to);
-            (shortest.min(rows), longest.max(rows))
-        })
-    }
 }

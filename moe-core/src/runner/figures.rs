@@ -10,7 +10,8 @@ use crate::scalar::{Accum, Scalar};
 use crate::view::first;
 use alloc::vec::Vec;
 
-/// Balance and losses of one forward pass. Counts are slots, taken before any was dropped.
+/// Balance and losses of one forward pass. Counts are slots of the tokens that this rank routes, taken before any was dropped;
+/// losses are the parts of this rank's own tokens, which over all ranks add up to the step's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
     /// (E): slots that chose each expert
@@ -21,7 +22,7 @@ pub struct Figures {
     pub load_entropy: f64,
     /// slots that have a row
     pub routed: u64,
-    /// slots that have none; routed + dropped = T * K
+    /// slots that have none; routed + dropped = T * K for the T tokens that this rank routes
     pub dropped: u64,
     /// logits that were NaN or infinite
     pub non_finite: u64,
@@ -32,8 +33,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// MaxVio and entropy of a load.
-    fn set_load(&mut self) {
+    /// Sets MaxVio and entropy to those of `tokens_per_expert`: after counts of several ranks or micro-batches were added up.
+    pub fn set_load(&mut self) {
         let load = &self.tokens_per_expert;
         let (experts, total) = (load.len() as f64, load.iter().map(|n| f64::from(*n)).sum::<f64>());
         let most = load.iter().copied().max().map_or(0.0, f64::from);

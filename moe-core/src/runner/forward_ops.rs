@@ -1,18 +1,17 @@
-//! The launches of forward: router, sort, routed experts, shared experts, combine.
+//! The launches of forward: router, sort, routed experts, combine.
 
 use super::edge::{self, Terms, Tokens};
 use super::exchange::{Exchange, To};
 use super::groups::Groups;
-use super::saved::SharedGate;
-use super::{Plan, Rows, Runner, Saved, Shared};
+use super::shared_ops::shared_term;
+use super::{Plan, Rows, Runner, Saved};
 use crate::collective::{Collective, Reduce};
 use crate::config::{BalanceLoss, Capacity, DropPolicy, MoeConfig, ScoreOrder};
-use crate::device::Device;
-use crate::error::{Error, OpId, ShapeError, expect};
+use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
 use crate::ops::{
-    Base, Decode, DecodeArgs, DecodeRoom, ExpertDims, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs,
-    MoeDevice, Route, RouteArgs, RouteStats, RouteStatsArgs, Selection, Sort, SortArgs,
+    ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
+    RouteStatsArgs, Selection, Sort, SortArgs,
 };
 use crate::scalar::Scalar;
 use crate::view::{In, first, first_mut, whole, whole_mut};
@@ -92,22 +91,6 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             group.all_reduce::<u32>(self.session.stream(), Reduce::Sum, counts)?;
         }
         Ok(())
-    }
-
-    /// What follows the router in inference: the way that suits the device.
-    pub(super) fn inference_ops(
-        &mut self,
-        layer: &MoeLayer<D, T>,
-        tokens: Tokens<'_, D, T>,
-        saved: &mut Saved<D, T>,
-        y: &mut Rows<D, T>,
-        plan: &Plan,
-    ) -> Result<(), Error<D::Error>> {
-        if plan.decodes::<T, D>(self.session.device()) {
-            return self.decode_ops(layer, tokens, saved, y, plan);
-        }
-        self.sort_op(saved, plan)?;
-        self.expert_ops(layer, tokens, saved, y, plan, false)
     }
 
     pub(super) fn sort_op(&mut self, saved: &mut Saved<D, T>, plan: &Plan) -> Result<(), Error<D::Error>> {
@@ -241,111 +224,4 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
         edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, y.view_mut())
     }
-
-    /// Sort, experts and their sum as one op.
-    fn decode_ops(
-        &mut self,
-        layer: &MoeLayer<D, T>,
-        tokens: Tokens<'_, D, T>,
-        saved: &mut Saved<D, T>,
-        y: &mut Rows<D, T>,
-        plan: &Plan,
-    ) -> Result<(), Error<D::Error>> {
-        let dims = plan.decode();
-        let ExpertDims { rows, width, hidden, experts, .. } = dims.experts;
-        expect(OpId("forward"), "y", &[plan.tokens, width], y.view().len())?;
-        self.shared_forward(layer, tokens.all, saved, plan, false)?;
-        let Saved { routing, shared_gate, .. } = saved;
-        let args = DecodeArgs {
-            x: tokens.routed,
-            ids: first::<D, u32>(&routing.ids, rows)?,
-            weights: first::<D, T::Acc>(&routing.weights, rows)?,
-            w13: layer.packed.0.up.weight(&layer.weights.w13),
-            b13: layer.weights.b13.as_ref().map(whole::<D, T>),
-            w2: layer.packed.0.down.weight(&layer.weights.w2),
-            b2: layer.weights.b2.as_ref().map(whole::<D, T>),
-            base: [shared_term(&self.shared, shared_gate, plan)?, None, None],
-            counts: first_mut::<D, u32>(&mut routing.counts, experts)?,
-            dropped: whole_mut::<D, u32>(&mut routing.dropped),
-            out: y.view_mut(),
-            room: DecodeRoom {
-                offsets: first_mut::<D, u32>(&mut routing.offsets, experts + 1)?,
-                row_of_slot: first_mut::<D, u32>(&mut routing.row_of_slot, rows)?,
-                slot_of_row: first_mut::<D, u32>(&mut routing.slot_of_row, rows)?,
-                a: first_mut::<D, T>(&mut self.a, rows * hidden)?,
-                y: first_mut::<D, T>(&mut self.y, rows * width)?,
-            },
-        };
-        self.session.run::<Decode<T>>(&dims, args)
-    }
-
-    /// The shared experts are one group of all tokens.
-    fn shared_forward(
-        &mut self,
-        layer: &MoeLayer<D, T>,
-        x: In<'_, D, T>,
-        saved: &mut Saved<D, T>,
-        plan: &Plan,
-        keep: bool,
-    ) -> Result<(), Error<D::Error>> {
-        let (Some(weights), Some(packed), Some(space)) =
-            (&layer.weights.shared, &layer.packed.1, &mut self.shared)
-        else {
-            return Ok(());
-        };
-        let dims = plan.shared();
-        if let (Some(gate), Some(gate_weight)) = (&mut saved.shared_gate, &weights.gate) {
-            let args = RouteArgs {
-                x,
-                gate: packed.gate.weight(gate_weight),
-                gate_bias: None,
-                selection_bias: None,
-                forced_ids: None,
-                stamp: None,
-                logits: first_mut::<D, T::Acc>(&mut gate.logits, plan.share.total)?,
-                ids: first_mut::<D, u32>(&mut gate.ids, plan.share.total)?,
-                weights: first_mut::<D, T::Acc>(&mut gate.weights, plan.share.total)?,
-                non_finite: whole_mut::<D, u32>(&mut gate.non_finite),
-            };
-            self.session.run::<Route<T>>(&plan.shared_gate().route(), args)?;
-        }
-        let h = match &mut saved.shared_h {
-            Some(h) if keep => Some(first_mut::<D, T>(h, dims.rows * dims.up_width())?),
-            _ => None,
-        };
-        let args = ExpertUpArgs {
-            x,
-            index: None,
-            offsets: whole::<D, u32>(&self.whole.buffer),
-            w13: packed.up.weight(&weights.w13),
-            b13: None,
-            weights: None,
-            h,
-            a: first_mut::<D, T>(&mut space.a, dims.rows * dims.hidden)?,
-        };
-        self.session.run::<ExpertUp<T>>(&dims, args)?;
-        let args = ExpertDownArgs {
-            a: first::<D, T>(&space.a, dims.rows * dims.hidden)?,
-            offsets: whole::<D, u32>(&self.whole.buffer),
-            w2: packed.down.weight(&weights.w2),
-            b2: None,
-            out_index: None,
-            y: first_mut::<D, T>(&mut space.y, dims.rows * dims.width)?,
-        };
-        self.session.run::<ExpertDown<T>>(&dims, args)
-    }
-}
-
-/// What the shared experts add to every token, if there are some.
-fn shared_term<'a, D: Device, T: Scalar>(
-    shared: &'a Option<Shared<D, T>>,
-    gate: &'a Option<SharedGate<D, T>>,
-    plan: &Plan,
-) -> Result<Option<Base<'a, D, T>>, ShapeError> {
-    let (Some(shared), Some(config)) = (shared, plan.config.shared) else { return Ok(None) };
-    let scale = match gate {
-        Some(gate) if config.gated => Some(first::<D, T::Acc>(&gate.weights, plan.share.total)?),
-        _ => None,
-    };
-    Ok(Some(Base { rows: first::<D, T>(&shared.y, plan.share.total * plan.config.width)?, scale }))
 }

@@ -4,6 +4,7 @@ mod arrived;
 mod backward;
 mod backward_ops;
 mod batch;
+mod decode_ops;
 mod edge;
 mod exchange;
 mod figures;
@@ -15,6 +16,8 @@ mod rows;
 mod saved;
 mod settings;
 mod share;
+mod shared_ops;
+mod table;
 
 pub use batch::Batch;
 pub use exchange::{ALL_TO_ALL, COUNTS};
@@ -42,7 +45,7 @@ use share::Room;
 /// What a runner is sized for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// most tokens of a call, over the ranks of a tensor-parallel group together
+    /// most tokens of a call, over the ranks of a tensor-parallel group together; with expert parallelism the same on every rank
     pub tokens: usize,
     /// most sequences of a call; matters to the sequence-wise loss alone
     pub sequences: usize,

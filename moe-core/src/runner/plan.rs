@@ -5,8 +5,9 @@ use super::share::{Room, Share, capacity};
 use crate::config::{MemoryPolicy, MoeConfig, ScoreOrder};
 use crate::device::Kernel;
 use crate::ops::{
-    self, AdamWDims, CombineDims, DecodeDims, ExpertDims, GateBwdDims, GatherDims, MergeDims, MoeDevice, PackUse,
-    RouteBwdDims, RouteDims, RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims, WgradDims,
+    self, AdamWDims, CombineDims, DecodeDims, ExpertDims, GateBwdDims, GatherDims, MergeDims, MoeDevice,
+    PackUse, RouteBwdDims, RouteDims, RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims,
+    WgradDims,
 };
 use crate::scalar::Scalar;
 

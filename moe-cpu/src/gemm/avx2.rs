@@ -82,6 +82,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(at, value) }
     }
     #[inline(always)]
+    unsafe fn stream(self, value: __m256, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_stream_ps(at, value) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: SSE is part of every x86-64 processor.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe {

@@ -83,6 +83,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_storeu_ps(at, value) }
     }
     #[inline(always)]
+    unsafe fn stream(self, value: __m512, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_stream_ps(at, value) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: SSE is part of every x86-64 processor.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {

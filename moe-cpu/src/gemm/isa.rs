@@ -69,17 +69,32 @@ impl Isa {
 
 /// An instruction set that this processor was found to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unit(Isa);
+pub(crate) struct Unit {
+    isa: Isa,
+    /// the portable unit with products of bf16 pairs
+    #[cfg(test)]
+    pairs: bool,
+}
 
 impl Unit {
     /// `None` if this processor does not have `isa`.
     pub(crate) fn new(isa: Isa) -> Option<Self> {
-        isa.present().then_some(Self(isa))
+        isa.present().then_some(Self {
+            isa,
+            #[cfg(test)]
+            pairs: false,
+        })
+    }
+
+    /// The portable unit as one that multiplies bf16 pairs.
+    #[cfg(test)]
+    pub(crate) fn pairs() -> Self {
+        Self { isa: Isa::Portable, pairs: true }
     }
 
     /// Which one it is.
     pub(crate) fn isa(self) -> Isa {
-        self.0
+        self.isa
     }
 
     /// Columns of a packed panel.
@@ -98,7 +113,11 @@ impl Unit {
     /// Runs `job` on this unit.
     #[inline]
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
-        match self.0 {
+        #[cfg(test)]
+        if self.pairs {
+            return job.run(Portable::<true>);
+        }
+        match self.isa {
             // SAFETY: `new` found the instructions in this processor.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 { bf16: true } => unsafe { avx512_bf16(job) },
@@ -108,7 +127,7 @@ impl Unit {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2Fma => unsafe { avx2(job) },
-            _ => job.run(Portable),
+            _ => job.run(Portable::<false>),
         }
     }
 }

@@ -54,15 +54,60 @@ impl<'a, T: Float> Rows<'a, T> {
         line: &mut [f32],
         block: &mut [f32],
     ) {
+        let steps = depth.len();
         for (k, row) in depth.enumerate() {
             widen(unit, &self.row(row)[columns.clone()], line);
-            unit.run(Spread { k, line: &line[..columns.len()], block });
+            unit.run(Spread { k, steps, line, len: columns.len(), block });
+        }
+    }
+
+    /// [`transpose`](Rows::transpose) for units that multiply pairs: two rows make one, an element of each in every place.
+    pub(crate) fn transpose_pairs(
+        &self,
+        unit: Unit,
+        depth: Range<usize>,
+        columns: Range<usize>,
+        line: &mut [f32],
+        block: &mut [f32],
+    ) {
+        let steps = depth.len().div_ceil(2);
+        for k in 0..steps {
+            let row = |at: usize| (at < depth.end).then(|| &self.row(at)[columns.clone()]);
+            let pairs = bytemuck::cast_slice_mut(&mut line[..columns.len()]);
+            unit.run(Pair { rows: [row(depth.start + 2 * k), row(depth.start + 2 * k + 1)], pairs });
+            unit.run(Spread { k, steps, line, len: columns.len(), block });
+        }
+    }
+}
+
+/// An element of each of two rows, in turns; a row that is not there is 0.
+pub(crate) struct Pair<'a, T> {
+    pub(crate) rows: [Option<&'a [T]>; 2],
+    pub(crate) pairs: &'a mut [T],
+}
+
+impl<T: Float> Job for Pair<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { rows: [first, second], pairs } = self;
+        let (places, _) = pairs.as_chunks_mut::<2>();
+        match (first, second) {
+            (Some(first), Some(second)) => {
+                for (place, (first, second)) in places.iter_mut().zip(first.iter().zip(second)) {
+                    *place = [*first, *second];
+                }
+            }
+            (Some(first), None) => {
+                places.iter_mut().zip(first).for_each(|(place, first)| *place = [*first, T::default()]);
+            }
+            _ => pairs.fill(T::default()),
         }
     }
 }
 
 /// Whether the unit reads rows of `T` in pairs.
-struct Paired<T>(core::marker::PhantomData<T>);
+pub(crate) struct Paired<T>(pub(crate) core::marker::PhantomData<T>);
 
 impl<T: Float> Job for Paired<T> {
     type Output = bool;
@@ -72,24 +117,38 @@ impl<T: Float> Job for Paired<T> {
     }
 }
 
-/// Deals a line out to the tiles.
+/// Deals a line out to the tiles, as their step `k`.
 struct Spread<'a> {
     k: usize,
+    steps: usize,
+    /// `len` values, and a vector more
     line: &'a [f32],
+    len: usize,
     block: &'a mut [f32],
 }
 
 impl Job for Spread<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (part, tile) in self.line.chunks(S::ROWS).zip(self.block.chunks_exact_mut(S::ROWS * BLOCK)) {
-            let place = &mut tile[self.k * S::ROWS..][..S::ROWS];
-            if part.len() == S::ROWS {
-                place.copy_from_slice(part);
-            } else {
-                place[..part.len()].copy_from_slice(part);
+    fn run<S: Simd>(self, s: S) {
+        let Self { k, steps, line, len, block } = self;
+        let tiles = len.div_ceil(S::ROWS);
+        assert!(S::ROWS <= S::LANES && k < steps && line.len() >= len + S::LANES);
+        assert!(block.len() >= tiles * S::ROWS * steps);
+        for tile in 0..tiles {
+            let (from, place) = (tile * S::ROWS, (tile * steps + k) * S::ROWS);
+            if k + 1 < steps {
+                // SAFETY: a step follows, so what a vector holds beyond this one falls on it, which is yet to be written.
+                unsafe {
+                    let vector = s.load(line.as_ptr().add(from));
+                    if place + S::LANES <= block.len() {
+                        s.store(vector, block.as_mut_ptr().add(place));
+                        continue;
+                    }
+                }
             }
+            let part = S::ROWS.min(len - from);
+            block[place..place + part].copy_from_slice(&line[from..from + part]);
         }
     }
 }

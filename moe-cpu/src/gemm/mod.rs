@@ -29,6 +29,7 @@ mod scratch;
 mod shared;
 mod simd;
 mod store;
+pub(crate) mod swiglu;
 mod tasks;
 mod tile;
 
@@ -58,3 +59,4 @@ pub(crate) use shared::Shared;
 pub(crate) use simd::Simd;
 pub(crate) use store::Store;
 pub(crate) use tasks::{MAX_ROWS, Task, share};
+pub(crate) use tile::Leave;

@@ -2,13 +2,15 @@
 
 use super::float::Float;
 use super::isa::{Job, Unit};
-use super::left::Rows;
+use super::left::{Pair, Paired, Rows};
 use super::product::MAX_COLUMNS;
 use super::rows::widen;
 use super::scratch::{Scratch, bytes};
+use super::shared::Rectangle;
 use super::simd::Simd;
 use super::tasks::MAX_ROWS;
-use super::tile::{BLOCK, Layout, Tiles};
+use super::tile::{BLOCK, Layout, Leave, Target, Tiles};
+use core::marker::PhantomData;
 use core::ops::Range;
 
 /// `sum over rows r of left[r]^T * (factor(r) * right[r])`
@@ -36,71 +38,112 @@ impl Factors<'_> {
     }
 }
 
-/// A worker's scratch memory, and the sums that [`Outer::run`] leaves in it.
+/// Most lanes of any unit.
+const VECTOR: usize = 16;
+
+/// Most columns of a task, in whole panels.
+fn most_columns(unit: Unit) -> usize {
+    MAX_COLUMNS.next_multiple_of(unit.cols())
+}
+
+/// A worker's scratch memory.
 pub(crate) struct OuterSpace<'a> {
     left: &'a mut [f32],
-    panel: &'a mut [f32],
+    panels: &'a mut [f32],
     sums: &'a mut [f32],
-    /// A row's columns, widened.
-    pub(crate) line: &'a mut [f32],
-    pitch: usize,
+    /// A row's columns, widened or in pairs, and room for a vector.
+    line: &'a mut [f32],
 }
 
 impl<'a> OuterSpace<'a> {
     /// Bytes that [`new`](OuterSpace::new) takes.
     pub(crate) fn bytes(unit: Unit) -> usize {
         bytes::<f32>(MAX_ROWS * BLOCK)
-            + bytes::<f32>(BLOCK * unit.cols())
-            + bytes::<f32>(MAX_ROWS * MAX_COLUMNS)
-            + bytes::<f32>(MAX_ROWS)
+            + bytes::<f32>(BLOCK * most_columns(unit) + 1)
+            + bytes::<f32>(MAX_ROWS * most_columns(unit))
+            + bytes::<f32>(MAX_ROWS + VECTOR)
     }
 
     /// Takes its memory from `scratch`.
     pub(crate) fn new(unit: Unit, scratch: &mut Scratch<'a>) -> Self {
         Self {
             left: scratch.take(MAX_ROWS * BLOCK),
-            panel: scratch.take(BLOCK * unit.cols()),
-            sums: scratch.take(MAX_ROWS * MAX_COLUMNS),
-            line: scratch.take(MAX_ROWS),
-            pitch: 0,
+            panels: scratch.take(BLOCK * most_columns(unit) + 1),
+            sums: scratch.take(MAX_ROWS * most_columns(unit)),
+            line: scratch.take(MAX_ROWS + VECTOR),
         }
-    }
-
-    /// The sums of the task's left column `at`, from the task's first right column on.
-    pub(crate) fn row(&self, at: usize) -> &[f32] {
-        &self.sums[at * self.pitch..][..self.pitch]
     }
 }
 
 impl<T: Float> Outer<'_, T> {
-    /// Sums over `rows`, for `left` columns of the one operand and `right` columns of the other.
+    /// Sums over `rows`, for `left` columns of the one operand and `right` columns of the other, and sends the sums to `place`.
     pub(crate) fn run(
         &self,
         rows: Range<usize>,
         left: Range<usize>,
         right: Range<usize>,
+        (mut place, leave): (Rectangle<'_>, Leave),
         space: &mut OuterSpace<'_>,
     ) {
         let (unit, cols) = (self.unit, self.unit.cols());
-        space.pitch = right.len().next_multiple_of(cols);
-        for block in 0..rows.len().div_ceil(BLOCK).max(1) {
+        let pitch = right.len().next_multiple_of(cols);
+        // Factors are f32, so they do not go into pairs of the storage type.
+        let paired = self.factors.is_none() && unit.run(Paired::<T>(PhantomData));
+        let blocks = rows.len().div_ceil(BLOCK).max(1);
+        for block in 0..blocks {
             let start = rows.start + block * BLOCK;
             let depth = start..rows.end.min(start + BLOCK);
-            self.left.transpose(unit, depth.clone(), left.clone(), space.line, space.left);
-            for at in 0..space.pitch / cols {
-                let columns = right.start + at * cols..right.end.min(right.start + (at + 1) * cols);
-                unit.run(Gather { outer: self, depth: depth.clone(), columns, panel: space.panel });
-                unit.run(Tiles {
+            let steps = if paired { depth.len().div_ceil(2) } else { depth.len() };
+            // Each row is read once from one end to the other, and dealt out to all panels.
+            if paired {
+                self.left.transpose_pairs(unit, depth.clone(), left.clone(), space.line, space.left);
+                let panels = bytemuck::cast_slice_mut(space.panels);
+                self.gather_pairs(depth, right.clone(), panels);
+            } else {
+                self.left.transpose(unit, depth.clone(), left.clone(), space.line, space.left);
+                unit.run(Gather { outer: self, depth, columns: right.clone(), panels: space.panels });
+            }
+            for at in (0..pitch).step_by(cols) {
+                // Sums of whole panels leave from the registers when they are complete.
+                let direct = block + 1 == blocks && at + cols <= right.len();
+                let tiles = Panel {
                     left: space.left,
-                    layout: Layout::Columns,
                     rows: left.len(),
-                    panel: &*space.panel,
-                    steps: depth.len(),
-                    sums: &mut space.sums[at * cols..],
-                    pitch: space.pitch,
+                    steps,
+                    sums: &mut space.sums[at..],
+                    pitch,
                     first: block == 0,
-                    ahead: &[],
-                });
+                    target: direct.then(|| Target { place: place.right_of(at), leave }),
+                };
+                if paired {
+                    tiles.multiply::<T>(unit, &bytemuck::cast_slice(space.panels)[2 * at * steps..]);
+                } else {
+                    tiles.multiply::<f32>(unit, &space.panels[at * steps..]);
+                }
+            }
+        }
+        if !right.len().is_multiple_of(cols) {
+            let rest = pitch - cols..right.len();
+            for row in 0..left.len() {
+                let sums = &space.sums[row * pitch..][rest.clone()];
+                place.put(row, rest.start, sums, leave == Leave::Add);
+            }
+        }
+    }
+
+    /// Makes panels of pairs of rows, a step for each pair.
+    fn gather_pairs(&self, depth: Range<usize>, columns: Range<usize>, panels: &mut [T]) {
+        let cols = self.unit.cols();
+        let steps = depth.len().div_ceil(2);
+        for step in 0..steps {
+            let row = |row: usize| (row < depth.end).then(|| &self.right.row(row)[columns.clone()]);
+            let rows = [row(depth.start + 2 * step), row(depth.start + 2 * step + 1)];
+            for at in (0..columns.len()).step_by(cols) {
+                let part = at..columns.len().min(at + cols);
+                let pairs = &mut panels[2 * (at * steps + step * cols)..][..2 * cols];
+                pairs[2 * part.len()..].fill(T::default());
+                let pairs = &mut pairs[..2 * part.len()];
+                self.unit.run(Pair { rows: rows.map(|row| row.map(|row| &row[part.clone()])), pairs });
             }
         }
     }
@@ -123,33 +166,56 @@ impl<T: Float> Outer<'_, T> {
     }
 }
 
-/// Makes an f32 panel of `columns` of the right operand's rows.
+/// What is multiplied by one panel, and where the sums go.
+struct Panel<'a> {
+    left: &'a [f32],
+    rows: usize,
+    steps: usize,
+    sums: &'a mut [f32],
+    pitch: usize,
+    first: bool,
+    target: Option<Target<'a>>,
+}
+
+impl Panel<'_> {
+    fn multiply<P: Float>(self, unit: Unit, panel: &[P]) {
+        let Self { left, rows, steps, sums, pitch, first, target } = self;
+        let layout = Layout::Columns;
+        unit.run(Tiles { left, layout, rows, panel, steps, sums, pitch, first, target, ahead: &[] });
+    }
+}
+
+/// Makes f32 panels of `columns` of the right operand's rows.
 struct Gather<'a, 'b, T> {
     outer: &'a Outer<'b, T>,
     depth: Range<usize>,
     columns: Range<usize>,
-    panel: &'a mut [f32],
+    panels: &'a mut [f32],
 }
 
 impl<T: Float> Job for Gather<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { outer, depth, columns, panel } = self;
-        for (row, place) in depth.zip(panel.chunks_exact_mut(S::COLS)) {
+        let Self { outer, depth, columns, panels } = self;
+        let steps = depth.len();
+        assert!(panels.len() >= steps * columns.len().next_multiple_of(S::COLS));
+        for (step, row) in depth.enumerate() {
             let from = &outer.right.row(row)[columns.clone()];
             let factor = outer.factors.map_or(1.0, |factors| factors.of(row));
-            if from.len() == S::COLS {
-                for half in [0, S::LANES] {
-                    // SAFETY: both slices hold two vectors.
-                    unsafe {
-                        let value = T::load(s, from.as_ptr().add(half));
-                        s.store(s.mul(value, s.splat(factor)), place.as_mut_ptr().add(half));
-                    }
+            let whole = from.len() - from.len() % S::COLS;
+            for at in (0..whole).step_by(S::LANES) {
+                let place = at / S::COLS * steps * S::COLS + step * S::COLS + at % S::COLS;
+                // SAFETY: `at + LANES` is at most the row's length, and the panels hold `steps` steps of each column.
+                unsafe {
+                    let value = T::load(s, from.as_ptr().add(at));
+                    s.store(s.mul(value, s.splat(factor)), panels.as_mut_ptr().add(place));
                 }
-            } else {
+            }
+            if whole < from.len() {
+                let place = &mut panels[whole * steps + step * S::COLS..][..S::COLS];
                 place.fill(0.0);
-                place.iter_mut().zip(from).for_each(|(place, from)| *place = factor * from.widen());
+                place.iter_mut().zip(&from[whole..]).for_each(|(place, from)| *place = factor * from.widen());
             }
         }
     }

@@ -99,6 +99,7 @@ impl<T: Float> Product<'_, T> {
                     sums: &mut space.sums[at * cols..],
                     pitch: space.pitch,
                     first: block == 0,
+                    target: None,
                     ahead: self.weights.ahead(unit, size, (group, panel), depth.clone()),
                 });
             }

@@ -3,6 +3,60 @@
 use core::marker::PhantomData;
 use core::ops::Range;
 
+/// Some columns of some rows of a buffer, for one task to write.
+pub(crate) struct Rectangle<'a> {
+    start: *mut f32,
+    pitch: usize,
+    rows: usize,
+    columns: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl Rectangle<'_> {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// From one row to the next.
+    pub(crate) fn pitch(&self) -> usize {
+        self.pitch
+    }
+
+    /// The first column of row `row`, which must be one of its rows.
+    pub(crate) fn row(&self, row: usize) -> *mut f32 {
+        assert!(row < self.rows, "a row lies outside its rectangle");
+        self.start.wrapping_add(row * self.pitch)
+    }
+
+    /// Whether each row starts at a multiple of `lanes` elements.
+    pub(crate) fn is_aligned(&self, lanes: usize) -> bool {
+        let bytes = lanes * size_of::<f32>();
+        (self.start as usize).is_multiple_of(bytes) && (self.pitch * size_of::<f32>()).is_multiple_of(bytes)
+    }
+
+    /// Writes or adds `values` to row `row`, from column `column` on.
+    pub(crate) fn put(&mut self, row: usize, column: usize, values: &[f32], add: bool) {
+        assert!(column + values.len() <= self.columns, "a column lies outside its rectangle");
+        for (at, value) in values.iter().enumerate() {
+            // SAFETY: inside the rectangle, by the assertions here and in `row`; it is this task's own.
+            unsafe {
+                let place = self.row(row).add(column + at);
+                *place = if add { *place + value } else { *value };
+            }
+        }
+    }
+
+    /// The columns from `column` on.
+    pub(crate) fn right_of(&mut self, column: usize) -> Rectangle<'_> {
+        assert!(column <= self.columns, "a column lies outside its rectangle");
+        Rectangle { start: self.start.wrapping_add(column), columns: self.columns - column, ..*self }
+    }
+}
+
 /// An exclusively borrowed slice whose parts are handed to tasks, each part to one.
 pub(crate) struct Shared<'a, T> {
     start: *mut T,
@@ -27,5 +81,22 @@ impl<'a, T> Shared<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len, "a part lies outside its buffer");
         // SAFETY: inside the borrowed slice, by the assertion, and not in use elsewhere, by the caller's promise.
         unsafe { core::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+impl Shared<'_, f32> {
+    /// `rows` rows of `columns` elements, `pitch` apart, of which the first begins at `start`. Must lie inside.
+    ///
+    /// # Safety
+    /// Nothing that overlaps it is in use at a time.
+    pub(crate) unsafe fn rectangle(
+        &self,
+        start: usize,
+        pitch: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Rectangle<'_> {
+        let end = if rows == 0 { start } else { start + (rows - 1) * pitch + columns };
+        assert!(columns <= pitch && end <= self.len, "a rectangle lies outside its buffer");
+        Rectangle { start: self.start.wrapping_add(start), pitch, rows, columns, life: PhantomData }
     }
 }

@@ -5,11 +5,17 @@ use super::fill::pack;
 use super::float::Float;
 use super::isa::{Isa, Unit};
 use super::left::Rows;
+use super::outer::{Outer, OuterSpace};
 use super::panel::{Order, Size, Weights};
 use super::product::{Product, Space};
+use super::rows::dot;
 use super::scratch::{SLACK, Scratch};
+use super::shared::Shared;
+use super::swiglu;
+use super::tile::Leave;
 use half::{bf16, f16};
 use moe_core::Scalar;
+use moe_core::ops::Activation;
 
 /// Small values that are no simple fractions, from a fixed linear congruence.
 pub(crate) fn values<T: Scalar<Acc = f32>>(len: usize, seed: u64) -> Vec<T> {
@@ -22,7 +28,7 @@ pub(crate) fn values<T: Scalar<Acc = f32>>(len: usize, seed: u64) -> Vec<T> {
 }
 
 pub(crate) fn units() -> impl Iterator<Item = Unit> {
-    Isa::available().filter_map(Unit::new)
+    Isa::available().filter_map(Unit::new).chain([Unit::pairs()])
 }
 
 /// Packs every group.
@@ -114,6 +120,112 @@ fn bf16_products_are_right_and_rows_are_independent() {
 #[test]
 fn f16_products_are_right_and_rows_are_independent() {
     check_all::<f16>();
+}
+
+/// The gradient of one group, `left^T * right` over `rows`, in a rectangle inside of a larger matrix that holds ones.
+fn gradient_of<T: Float>(
+    outer: Outer<'_, T>,
+    rows: core::ops::Range<usize>,
+    [m, n]: [usize; 2],
+    leave: Leave,
+) -> Vec<f32> {
+    let (unit, pitch) = (outer.unit, n + 16 - n % 16);
+    let mut memory = vec![0xff; OuterSpace::bytes(unit) + SLACK];
+    let mut space = OuterSpace::new(unit, &mut Scratch::new(&mut memory));
+    let mut lines = vec![[1.0_f32; 16]; (m + 1) * pitch / 16 + 4];
+    let matrix = lines.as_flattened_mut();
+    let start = matrix.as_ptr().align_offset(64);
+    let shared = Shared::new(&mut matrix[start..]);
+    // SAFETY: nothing else is in use.
+    let place = unsafe { shared.rectangle(0, pitch, [m, n]) };
+    outer.run(rows, 0..m, 0..n, (place, leave), &mut space);
+    let matrix = &matrix[start..];
+    assert!((0..m).all(|row| matrix[row * pitch + n..(row + 1) * pitch].iter().all(|value| *value == 1.0)));
+    assert!(matrix[m * pitch..].iter().all(|value| *value == 1.0), "written behind the rectangle");
+    (0..m).flat_map(|row| matrix[row * pitch..][..n].to_vec()).collect()
+}
+
+fn check_gradients<T: Float>() {
+    let (width, total) = (70, 600);
+    let (left, right) = (values::<T>(total * width, 3), values::<T>(total * width, 4));
+    for unit in units() {
+        let of = |values| Rows::plain(values, width);
+        let outer = Outer { unit, left: of(&left), right: of(&right), factors: None };
+        for (rows, m, n) in [(5..5, 7, 33), (3..4, 1, 1), (0..31, 70, 64), (9..265, 12, 32), (1..600, 25, 70)]
+        {
+            let got = gradient_of(outer, rows.clone(), [m, n], Leave::Store);
+            for (at, got) in got.iter().enumerate() {
+                let at_of =
+                    |values: &[T], row: usize, column: usize| f64::from(values[row * width + column].widen());
+                let terms = rows.clone().map(|row| at_of(&left, row, at / n) * at_of(&right, row, at % n));
+                let (want, size) =
+                    terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                let far = (f64::from(*got) - want).abs();
+                assert!(far <= 1e-6 * size, "{unit:?} {rows:?} {m} {n} [{at}]: {got}, wanted {want}");
+            }
+            let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
+            let streamed = gradient_of(outer, rows.clone(), [m, n], Leave::Stream);
+            assert_eq!(bits(&streamed), bits(&got), "{unit:?}: streamed sums have other bits");
+            let added = gradient_of(outer, rows, [m, n], Leave::Add);
+            let ones: Vec<f32> = got.iter().map(|sum| 1.0 + sum).collect();
+            assert_eq!(bits(&added), bits(&ones), "{unit:?}: added sums have other bits");
+        }
+    }
+}
+
+#[test]
+fn gradients_are_right_however_they_leave() {
+    check_gradients::<f32>();
+    check_gradients::<bf16>();
+    check_gradients::<f16>();
+}
+
+#[test]
+fn swiglu_in_one_pass_has_the_bits_of_its_steps() {
+    fn check<T: Float>() {
+        let len = 96;
+        let (gate, up, da) = (values::<f32>(len, 5), values::<f32>(len, 6), values::<f32>(len, 7));
+        let rounded = |values: &[f32]| values.iter().map(|value| T::narrow(*value)).collect::<Vec<T>>();
+        let wide = |values: &[T]| values.iter().map(|value| value.widen()).collect::<Vec<f32>>();
+        let bits = |values: &[T]| values.iter().map(|value| value.widen().to_bits()).collect::<Vec<_>>();
+        for unit in units() {
+            let (mut h, mut a) = ([rounded(&gate), rounded(&up)], rounded(&da));
+            let [first, second] = h.clone();
+            let (mut steps, scores) = (wide(&first), 0.75_f32);
+            apply(unit, Activation::SwiGlu, &mut steps, &wide(&second));
+            for keep in [false, true] {
+                a.fill(T::default());
+                let mut kept = [vec![T::default(); len], vec![T::default(); len]];
+                let [one, two] = &mut kept;
+                let h = keep.then_some([&mut one[..], &mut two[..]]);
+                swiglu::Up { sums: [&gate, &up], h, a: &mut a }.run_on(unit);
+                assert_eq!(bits(&a), bits(&rounded(&steps)), "{unit:?}");
+                assert!(!keep || bits(&kept[0]) == bits(&first) && bits(&kept[1]) == bits(&second));
+            }
+            let (mut dg, mut du) = (wide(&first), wide(&second));
+            let mut value: Vec<f32> = da.iter().map(|da| scores * da).collect();
+            gradient(unit, Activation::SwiGlu, &mut dg, &mut du, &mut value);
+            let sums = [dot(unit, &da[..64], &value[..64]), dot(unit, &da[64..], &value[64..])];
+            let mut partial = [0.0; 2];
+            let [one, two] = &mut h;
+            let down = swiglu::Down {
+                da: &da,
+                score: scores,
+                h: [one, two],
+                a: &mut a,
+                partial: &mut partial,
+                chunk: 64,
+            };
+            down.run_on(unit);
+            let scaled: Vec<f32> = value.iter().map(|value| scores * value).collect();
+            assert_eq!(bits(&a), bits(&rounded(&scaled)), "{unit:?}");
+            assert_eq!((bits(&h[0]), bits(&h[1])), (bits(&rounded(&dg)), bits(&rounded(&du))), "{unit:?}");
+            assert_eq!(partial.map(f32::to_bits), sums.map(f32::to_bits), "{unit:?}");
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
+    check::<f16>();
 }
 
 /// Gates over the whole range that matters, an odd number of them, and ups of both signs.

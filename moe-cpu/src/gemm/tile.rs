@@ -6,6 +6,7 @@
 
 use super::float::Float;
 use super::isa::Job;
+use super::shared::Rectangle;
 use super::simd::Simd;
 
 /// k's in a block. 256 columns of a panel fill half of a first-level cache of 32 KiB.
@@ -16,8 +17,25 @@ pub(crate) const BLOCK: usize = 256;
 pub(crate) enum Layout {
     /// row after row, [`BLOCK`] apart
     Rows,
-    /// groups of `ROWS` rows, in each group k after k
+    /// groups of `ROWS` rows, in each group k after k, group after group
     Columns,
+}
+
+/// How finished sums leave for a [`Target`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// overwrite
+    Store,
+    /// overwrite, past the caches; the target is aligned to vectors
+    Stream,
+    /// add to what is there
+    Add,
+}
+
+/// A rectangle of memory that finished sums of [`Layout::Columns`] go to, straight from the registers.
+pub(crate) struct Target<'a> {
+    pub(crate) place: Rectangle<'a>,
+    pub(crate) leave: Leave,
 }
 
 /// A block of the left operand times a panel.
@@ -34,6 +52,8 @@ pub(crate) struct Tiles<'a, T> {
     pub(crate) pitch: usize,
     /// The sums start at 0 instead of what is there.
     pub(crate) first: bool,
+    /// Where the sums go, if not back to `sums`: as many rows, and a panel's columns.
+    pub(crate) target: Option<Target<'a>>,
     /// Memory to bring near while this runs.
     pub(crate) ahead: &'a [T],
 }
@@ -46,6 +66,8 @@ struct Tile<T> {
     sums: *mut f32,
     pitch: usize,
     first: bool,
+    /// and from one row of it to the next
+    target: Option<(*mut f32, usize, Leave)>,
     ahead: *const u8,
     ahead_step: usize,
 }
@@ -55,7 +77,7 @@ impl<T: Float> Job for Tiles<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { left, layout, rows, panel, steps, sums, pitch, first, ahead } = self;
+        let Self { left, layout, rows, panel, steps, sums, pitch, first, target, ahead } = self;
         if rows == 0 {
             return;
         }
@@ -64,8 +86,14 @@ impl<T: Float> Job for Tiles<'_, T> {
         assert!(pitch >= S::COLS && sums.len() >= (rows - 1) * pitch + S::COLS);
         match layout {
             Layout::Rows => assert!(left.len() >= rows * BLOCK),
-            Layout::Columns => assert!(left.len() >= count * S::ROWS * BLOCK),
+            Layout::Columns => assert!(left.len() >= count * S::ROWS * steps * T::slots::<S>()),
         }
+        if let Some(Target { place, leave }) = &target {
+            assert!(layout == Layout::Columns && place.rows() >= rows && place.columns() >= S::COLS);
+            assert!(*leave != Leave::Stream || place.is_aligned(S::LANES));
+        }
+        // An address without memory behind it would be looked up in vain at every step.
+        let ahead = if ahead.is_empty() { panel } else { ahead };
         let ahead_step = size_of_val(ahead).div_ceil((count * steps).max(1));
         for at in 0..count {
             // Tiles of equal height leave none too low to keep the multipliers busy.
@@ -74,13 +102,21 @@ impl<T: Float> Job for Tiles<'_, T> {
                 Layout::Columns => (at * S::ROWS, rows.min((at + 1) * S::ROWS)),
             };
             // SAFETY: `start` is less than `rows`, so these lie in the slices, by the assertions.
-            let (left, sums) =
-                unsafe { (left.as_ptr().add(start * BLOCK), sums.as_mut_ptr().add(start * pitch)) };
+            let (left, sums) = unsafe {
+                let each = if layout == Layout::Rows { BLOCK } else { steps * T::slots::<S>() };
+                (left.as_ptr().add(start * each), sums.as_mut_ptr().add(start * pitch))
+            };
+            let target =
+                target.as_ref().map(|Target { place, leave }| (place.row(start), place.pitch(), *leave));
             let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * steps * ahead_step);
-            let tile = Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, ahead, ahead_step };
-            // SAFETY: by the assertions, `end - start` rows of the left block and of the sums, and `steps` steps of
-            // the panel and `BEHIND` elements, lie in their slices.
+            let tile =
+                Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead, ahead_step };
+            // SAFETY: by the assertions, `end - start` rows of the left block, of the sums and of the target, and
+            // `steps` steps of the panel and `BEHIND` elements, lie in their places.
             unsafe { of_height(s, end - start, layout, tile) };
+        }
+        if target.is_some_and(|target| target.leave == Leave::Stream) {
+            s.fence();
         }
     }
 }
@@ -115,7 +151,7 @@ unsafe fn of_height<S: Simd, T: Float>(s: S, height: usize, layout: Layout, tile
 ///
 /// # Safety
 /// `steps` steps of `M` rows on the left and of the panel can be read, and `M` rows of `COLS` sums, `pitch` apart,
-/// read and written.
+/// read and written; as many rows of `COLS` of the target can be read and written, and are aligned if they are streamed.
 #[inline(always)]
 unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S, tile: Tile<T>) {
     let (stride, across) = if COLUMNS { (1, S::ROWS) } else { (BLOCK, 1) };
@@ -137,6 +173,22 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
         left = left.wrapping_add(T::slots::<S>() * across);
         panel = panel.wrapping_add(T::STEP * S::COLS);
         ahead = ahead.wrapping_add(tile.ahead_step);
+    }
+    if COLUMNS && let Some((start, pitch, leave)) = tile.target {
+        for (row, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let at = start.add(row * pitch + half * S::LANES);
+                    match leave {
+                        Leave::Store => s.store(*sum, at),
+                        Leave::Stream => s.stream(*sum, at),
+                        Leave::Add => s.store(s.add(s.load(at), *sum), at),
+                    }
+                }
+            }
+        }
+        return;
     }
     for (row, sums) in sums.iter().enumerate() {
         // SAFETY: the caller's promise.

@@ -8,10 +8,10 @@ use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
     CHUNK, Crew, Float, MAX_COLUMNS, Product, Rows, SLACK, Scratch, Shared, Space, Task, bytes, dot, form,
-    gradient, narrow, path, scale, share, weights, widen,
+    gradient, narrow, path, scale, share, swiglu, weights, widen,
 };
 use core::ops::Range;
-use moe_core::ops::{ExpertDims, ExpertDownBwd, ExpertDownBwdArgs, PackUse};
+use moe_core::ops::{Activation, ExpertDims, ExpertDownBwd, ExpertDownBwdArgs, PackUse};
 use moe_core::{Device, Kernel, Op, Out, Path, View, ViewMut};
 
 /// Rows whose ds is added up by one task.
@@ -49,9 +49,38 @@ impl<T: Float> Finish<'_, T> {
         self.dout.index.map_or(row, |index| index[row] as usize)
     }
 
+    fn swiglu(&self, task: &Task, space: &mut Space<'_, T>) {
+        let (hidden, up) = (self.dims.hidden, self.dims.up_width());
+        let columns = &task.columns;
+        let mut unwanted = [0.0; MAX_COLUMNS / CHUNK];
+        for (at, row) in task.rows.clone().enumerate() {
+            let part = |half: usize| {
+                row * up + half * hidden + columns.start..row * up + half * hidden + columns.end
+            };
+            let (first, count) =
+                (row * chunks(self.dims) + columns.start / CHUNK, columns.len().div_ceil(CHUNK));
+            // SAFETY: each task has its own rows, and its own columns of both halves and chunks of columns.
+            let (h, a, partial) = unsafe {
+                (
+                    [self.h.part(part(0)), self.h.part(part(1))],
+                    self.a.part(row * hidden + columns.start..row * hidden + columns.end),
+                    self.partial.as_ref().map(|partial| partial.part(first..first + count)),
+                )
+            };
+            let [da, _] = space.row(at);
+            let score = self.weights.map_or(1.0, |weights| weights[self.slot(row)]);
+            let partial = partial.unwrap_or(&mut unwanted[..count]);
+            swiglu::Down { da, score, h, a, partial, chunk: CHUNK }.run_on(self.crew.unit);
+        }
+    }
+
     fn run(&self, task: &Task, space: &mut Space<'_, T>, mut scratch: Scratch<'_>) {
         let (unit, hidden, up) = (self.crew.unit, self.dims.hidden, self.dims.up_width());
         let (start, len) = (task.columns.start, task.columns.len());
+        let even = len.is_multiple_of(swiglu::EVEN);
+        if even && !self.scores_first && self.dims.activation == Activation::SwiGlu {
+            return self.swiglu(task, space);
+        }
         let halves = up / hidden;
         let lens = [len, if halves == 2 { len } else { 0 }];
         let mut line = |len: usize| &mut scratch.take::<f32>(MAX_COLUMNS)[..len];

@@ -5,9 +5,9 @@ use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
     Crew, Float, MAX_COLUMNS, Product, Rows, Scratch, Shared, Space, Task, apply, bytes, form, narrow, path,
-    round, scale, weights, widen,
+    round, scale, swiglu, weights, widen,
 };
-use moe_core::ops::{ExpertDims, ExpertUp, ExpertUpArgs, PackUse};
+use moe_core::ops::{Activation, ExpertDims, ExpertUp, ExpertUpArgs, PackUse};
 use moe_core::{Device, Kernel, Op, Out, Path, View, ViewMut};
 
 /// What happens to a task's sums.
@@ -27,6 +27,22 @@ fn extra<T: Float>() -> usize {
 }
 
 impl<T: Float> Finish<'_, T> {
+    fn swiglu(&self, task: &Task, space: &mut Space<'_, T>) {
+        let (hidden, up) = (self.dims.hidden, self.dims.up_width());
+        let columns = &task.columns;
+        for (at, row) in task.rows.clone().enumerate() {
+            let part = |half: usize| {
+                row * up + half * hidden + columns.start..row * up + half * hidden + columns.end
+            };
+            // SAFETY: each task has its own rows and columns of both halves.
+            let h = self.h.as_ref().map(|h| unsafe { [h.part(part(0)), h.part(part(1))] });
+            // SAFETY: as above.
+            let a = unsafe { self.a.part(row * hidden + columns.start..row * hidden + columns.end) };
+            let sums = space.row(at).map(|sums| &*sums);
+            swiglu::Up { sums, h, a }.run_on(self.crew.unit);
+        }
+    }
+
     fn run(&self, task: &Task, space: &mut Space<'_, T>, mut scratch: Scratch<'_>) {
         let (unit, hidden, up) = (self.crew.unit, self.dims.hidden, self.dims.up_width());
         let (start, len) = (task.columns.start, task.columns.len());
@@ -36,6 +52,11 @@ impl<T: Float> Finish<'_, T> {
                 let from = &b13[task.group * up + half * hidden + start..][..len];
                 widen(unit, from, &mut bias[half * len..]);
             }
+        }
+        // Without bias and weights a row of SwiGLU is one pass.
+        let plain = self.b13.is_none() && self.weights.is_none();
+        if plain && self.dims.activation == Activation::SwiGlu && len.is_multiple_of(swiglu::EVEN) {
+            return self.swiglu(task, space);
         }
         let bias = |half: usize| self.b13.is_some().then(|| &bias[half * len..][..len]);
         for (at, row) in task.rows.clone().enumerate() {

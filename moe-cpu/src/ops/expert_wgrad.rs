@@ -4,12 +4,15 @@ use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
-    Crew, Factors, Float, MAX_COLUMNS, MAX_ROWS, Outer, OuterSpace, Rows, SLACK, Scratch, Shared, bytes,
-    outer_path, share,
+    Crew, Factors, Float, Leave, MAX_COLUMNS, MAX_ROWS, Outer, OuterSpace, Rows, SLACK, Scratch, Shared,
+    bytes, outer_path, share,
 };
 use core::ops::Range;
 use moe_core::ops::{ExpertWgrad, ExpertWgradArgs, WgradDims};
 use moe_core::{Device, Kernel, Op, Out, Path, ShapeError, View, ViewMut, check_index, check_offsets};
+
+/// Bytes of a gradient from which on it is written past the caches, where nothing of it would be left to read.
+const STREAM: usize = 32 << 20;
 
 /// The rectangles of all gradients, and where they go.
 struct Rectangles<'a, T> {
@@ -18,6 +21,8 @@ struct Rectangles<'a, T> {
     outer: Outer<'a, T>,
     bias_factors: Option<Factors<'a>>,
     dw: Shared<'a, f32>,
+    /// The gradient is larger than caches.
+    stream: bool,
     dbias: Option<Shared<'a, f32>>,
 }
 
@@ -43,12 +48,15 @@ impl<T: Float> Rectangles<'_, T> {
         let rows = self.offsets[expert] as usize..self.offsets[expert + 1] as usize;
         let block = |at: usize, size: usize, end: usize| at * size..end.min((at + 1) * size);
         let (i, j) = (block(at / across, MAX_ROWS, left), block(at % across, MAX_COLUMNS, right));
-        self.outer.run(rows.clone(), i.clone(), j.clone(), space);
-        for (at, i) in i.clone().enumerate() {
-            let start = (expert * left + i) * right;
-            // SAFETY: each rectangle is one task's.
-            self.put(unsafe { self.dw.part(start + j.start..start + j.end) }, space.row(at));
-        }
+        let start = (expert * left + i.start) * right + j.start;
+        // SAFETY: each rectangle is one task's.
+        let place = unsafe { self.dw.rectangle(start, right, [i.len(), j.len()]) };
+        let leave = match self.dims.accumulate {
+            true => Leave::Add,
+            false if self.stream && place.is_aligned(self.outer.unit.cols()) => Leave::Stream,
+            false => Leave::Store,
+        };
+        self.outer.run(rows.clone(), i.clone(), j.clone(), (place, leave), space);
         if let (Some(dbias), 0) = (&self.dbias, j.start) {
             let (room, line) = (scratch.take::<f32>(i.len()), scratch.take::<f32>(i.len()));
             self.outer.sum_left(rows, i.clone(), self.bias_factors, room, line);
@@ -110,6 +118,7 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
                 factors: args.right_weights.map(View::host).map(factors),
             },
             bias_factors: args.bias_weights.map(View::host).map(factors),
+            stream: args.dw.len() * size_of::<f32>() >= STREAM,
             dw: Shared::new(args.dw.host()),
             dbias: args.dbias.map(|dbias| Shared::new(ViewMut::host(dbias))),
         };

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn lines_lead_back_to_any_runs() {
-        for runs in [vec![], vec![4..5], vec![0..2, 4..6, 8..10, 11..12, 20..22], vec![8..10, 0..2]] {
+        for runs in [vec![], vec![4..5, 3..4], vec![0..2, 4..6, 8..10, 11..12, 20..22], vec![8..10, 0..2]] {
             assert_eq!(expand(&lines(&runs), 22), Some(runs));
         }
     }

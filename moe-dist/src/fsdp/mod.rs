@@ -17,8 +17,8 @@ use crate::gradients::{Norm, filled, load_span, reduce_loads};
 use crate::mesh::{Mesh, Span};
 use layout::{Layout, Pack};
 use moe_core::{
-    AdamWOptions, Collective, ConfigError, Device, Error, Grads, MoeConfig, MoeDevice, MoeLayer, Reduce,
-    Runner, Scalar, Session, TENSORS, Tensors, whole, whole_mut,
+    AdamWOptions, Collective, Device, Error, Grads, MoeConfig, MoeDevice, MoeLayer, Reduce, Runner, Scalar,
+    Session, TENSORS, Tensors, whole, whole_mut,
 };
 use std::ops::Range;
 
@@ -45,19 +45,19 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Fsdp<D, T, C> {
     ///
     /// # Errors
     /// [`Error::Config`] if the mesh has no such rank, or from `make`; [`Error::Device`] if memory runs out.
-    pub fn new(
+    pub fn new<E: Into<Error<D::Error>>>(
         session: &Session<D>,
         mesh: &Mesh,
         rank: usize,
         config: &MoeConfig,
         layers: usize,
-        make: &mut impl FnMut(&'static str, &[usize]) -> Result<C, ConfigError>,
+        make: &mut impl FnMut(&'static str, &[usize]) -> Result<C, E>,
     ) -> Result<Self, Error<D::Error>> {
         config.validate()?;
         let at = mesh.seat(rank)?;
         let size_and_rank = |span| (mesh.members(span, rank).len(), mesh.place_in(span, &at));
         let layout = Layout::new(config, size_and_rank);
-        let mut group = |span| mesh.group(span, rank, make);
+        let mut group = |span| mesh.group(span, rank, make).map_err(Into::into);
         Ok(Self {
             config: *config,
             fsdp: group(Span::Fsdp)?,

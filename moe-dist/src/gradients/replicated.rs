@@ -5,8 +5,7 @@ use super::norm::Norm;
 use super::rules::{RULES, load_span};
 use crate::mesh::{Mesh, Span};
 use moe_core::{
-    Collective, ConfigError, Device, Error, Grads, MoeConfig, MoeDevice, Reduce, Scalar, Session, whole,
-    whole_mut,
+    Collective, Device, Error, Grads, MoeConfig, MoeDevice, Reduce, Scalar, Session, whole, whole_mut,
 };
 use std::ops::Range;
 
@@ -40,18 +39,18 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Replicated<D, T, C> {
     ///
     /// # Errors
     /// [`Error::Config`] if the mesh has no such rank, or from `make`; [`Error::Device`] if memory runs out.
-    pub fn new(
+    pub fn new<E: Into<Error<D::Error>>>(
         session: &Session<D>,
         mesh: &Mesh,
         rank: usize,
         layers: &[MoeConfig],
-        make: &mut impl FnMut(&'static str, &[usize]) -> Result<C, ConfigError>,
+        make: &mut impl FnMut(&'static str, &[usize]) -> Result<C, E>,
     ) -> Result<Self, Error<D::Error>> {
         let at = mesh.seat(rank)?;
         let mut sums = Vec::new();
         let mut bucket = 0;
         for span in [Span::World, Span::Data, Span::Edp] {
-            let group = mesh.group(span, rank, make)?;
+            let group = mesh.group(span, rank, make).map_err(Into::into)?;
             let (mut large, mut small, mut end) = (Vec::new(), Vec::new(), 0);
             for (layer, config) in layers.iter().enumerate() {
                 for (tensor, spec) in config.tensors().iter().enumerate() {

@@ -56,7 +56,8 @@ fn number(how: Reduce) -> c_int {
 
 /// Makes the calls that `call` returns the answer of for each item, up to the first that is refused.
 fn each<I>(mut items: impl Iterator<Item = I>, mut call: impl FnMut(I) -> Code) -> Code {
-    items.find_map(|item| Some(call(item)).filter(|&code| code != Code::SUCCESS)).unwrap_or(Code::SUCCESS)
+    let fine = |code: &Code| matches!(*code, Code::SUCCESS | Code::IN_PROGRESS);
+    items.find_map(|item| Some(call(item)).filter(|code| !fine(code))).unwrap_or(Code::SUCCESS)
 }
 
 /// Each rank that has elements, with their place and number, in bytes or elements as `counts` is.

@@ -43,7 +43,9 @@ impl Communicator {
 
     /// Whether the last call's work is done on the host's side: connected, or put on the stream.
     pub(super) fn ready(&self) -> Result<bool, Failure> {
-        let Some(Owned(handle)) = *self.lock() else { return Err(self.gone()) };
+        // Held to the end: NCCL does not expect another call for the communicator meanwhile, least of all an abort.
+        let held = self.lock();
+        let Some(Owned(handle)) = *held else { return Err(self.gone()) };
         let mut state = Code::SUCCESS;
         // SAFETY: the communicator lives, the pointer is valid.
         let code = unsafe { (self.library.async_error)(handle, &mut state) };
@@ -110,5 +112,52 @@ impl Communicator {
 impl Drop for Communicator {
     fn drop(&mut self) {
         self.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static INSIDE: AtomicBool = AtomicBool::new(false);
+    static MET: AtomicBool = AtomicBool::new(false);
+
+    unsafe extern "C" fn init(handle: *mut Handle, _: c_int, _: UniqueId, _: c_int, _: *mut Config) -> Code {
+        // SAFETY: the caller's pointer is valid.
+        unsafe { *handle = std::ptr::without_provenance_mut(1) };
+        Code::IN_PROGRESS
+    }
+
+    /// Never ready, and slow to say so.
+    unsafe extern "C" fn look(_: Handle, state: *mut Code) -> Code {
+        INSIDE.store(true, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(30));
+        INSIDE.store(false, Ordering::SeqCst);
+        // SAFETY: the caller's pointer is valid.
+        unsafe { *state = Code::IN_PROGRESS };
+        Code::SUCCESS
+    }
+
+    unsafe extern "C" fn abort(_: Handle) -> Code {
+        MET.store(INSIDE.load(Ordering::SeqCst), Ordering::SeqCst);
+        Code::SUCCESS
+    }
+
+    #[test]
+    fn an_abort_comes_between_the_looks_of_a_thread_that_waits_and_ends_its_wait() {
+        let nccl = Library { init_rank: init, async_error: look, abort, ..Library::without_functions() };
+        let connected = Communicator::connect(Box::leak(Box::new(nccl)), UniqueId([0; 128]), 2, 0);
+        let communicator = connected.expect("a communicator");
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| communicator.wait(|| true));
+            while !INSIDE.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            communicator.abort();
+            let failure = waits.join().unwrap().expect_err("there is none any more");
+            assert_eq!(failure.fault, CollectiveFault::Aborted);
+        });
+        assert!(!MET.load(Ordering::SeqCst), "the communicator was given back while NCCL looked at it");
     }
 }

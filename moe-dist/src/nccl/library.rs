@@ -67,10 +67,24 @@ macro_rules! functions {
         pub(super) struct Library {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> $answer,)*
             /// keeps them loaded
-            _file: libloading::Library,
+            pub(super) _file: libloading::Library,
         }
 
         impl Library {
+            /// For tests, which replace what they call.
+            #[cfg(test)]
+            pub(super) fn without_functions() -> Self {
+                Self {
+                    $($name: {
+                        unsafe extern "C" fn missing($(_: $argument),*) -> $answer {
+                            panic!("{} is not replaced", $symbol)
+                        }
+                        missing
+                    },)*
+                    _file: libloading::os::unix::Library::this().into(),
+                }
+            }
+
             fn resolve(file: libloading::Library) -> Result<Self, Unusable> {
                 Ok(Self {
                     // SAFETY: these are the functions' types in nccl.h, the same from version 2.14 on.

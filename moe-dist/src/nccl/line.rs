@@ -26,9 +26,9 @@ impl Line {
         let open = |id| cuda.open_to_peers().map(|()| id).map_err(|error| Unusable::Start(error.to_string()));
         let nccl = Library::get();
         let id = meet(member, nccl.clone().and_then(id).and_then(open))?;
-        let nccl = nccl.map_err(|unusable| NcclError::Unusable { why: unusable.to_string() })?;
         let failed = |stop| member.fail(Operation::Connect, stop);
         let broken = |error: String| failed(own(member, CollectiveFault::Device, error));
+        let nccl = nccl.map_err(|unusable| broken(unusable.to_string()))?;
         cuda.make_current().map_err(|error| broken(error.to_string()))?;
         let communicator = Communicator::connect(nccl, id, member.size(), member.me());
         let communicator = Arc::new(communicator.map_err(|failure| failed(refused(member, failure)))?);

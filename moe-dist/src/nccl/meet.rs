@@ -26,13 +26,10 @@ pub(super) fn meet(member: &mut Member, mine: Result<UniqueId, Unusable>) -> Res
         ..Called::new(Operation::Connect, Some(DType::U8))
     };
     member.run(called, |call| collectives::all_gather(call, &word[..], &mut all, &counts))?;
-    if let Err(unusable) = mine {
-        return Err(NcclError::Unusable { why: unusable.to_string() });
-    }
     let words = all.as_chunks::<WORD>().0;
     let complaints = words.iter().enumerate().filter_map(|(rank, word)| Some((rank, complaint(word)?)));
     match { complaints }.next() {
-        Some((rank, why)) => Err(NcclError::Elsewhere { rank, why }),
+        Some((rank, why)) => Err(NcclError::Unusable { group: member.name(), rank, why }),
         None => Ok(UniqueId(std::array::from_fn(|at| words[0][at]))),
     }
 }
@@ -91,7 +88,6 @@ mod tests {
             1 => Err(Unusable::Missing),
             _ => Ok(UniqueId([7; 128])),
         });
-        let why = Unusable::Missing.to_string();
-        assert_eq!(met, [Err(format!("rank 1: {why}")), Err(why.clone()), Err(format!("rank 1: {why}"))]);
+        assert_eq!(met, vec![Err(format!("rank 1 of group ep: {}", Unusable::Missing)); 3]);
     }
 }

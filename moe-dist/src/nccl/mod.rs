@@ -28,7 +28,8 @@
 //! from the last checkpoint, with a new world, new groups and a new stream.
 //!
 //! An operation's time runs from when its stream comes to it. NCCL does not tell which rank is late: in a group of two it is the other one,
-//! in larger groups the error names this rank and says so. A rank whose process has ended is named at once.
+//! in larger groups the error names this rank and says so. A rank whose process has ended is named
+//! within a second or so.
 //!
 //! Before each operation the ranks compare, over the world's own transport, what they have called: operation, type, number of elements, counts,
 //! root, reduction, and for an all-to-all the counts of each pair. That costs a round trip between the hosts, not between the GPUs, and is
@@ -48,7 +49,7 @@ mod watch;
 
 pub use group::NcclGroup;
 
-use moe_core::{CollectiveError, ConfigError};
+use moe_core::{CollectiveError, CollectiveFault, ConfigError, Error};
 use moe_cuda::CudaError;
 
 /// Why a group was not made.
@@ -58,24 +59,30 @@ pub enum NcclError {
     /// The ranks are wrong; nothing was sent.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no NCCL here, or not one that can be used. All ranks have an error, and the world can be used for other groups.
-    #[error("{why}")]
+    /// A rank has no NCCL, or not one that can be used. All ranks have the same error, and the world can be used for other groups.
+    #[error("rank {rank} of group {group}: {why}")]
     Unusable {
+        /// the group's name
+        group: &'static str,
+        /// the first such rank of the group
+        rank: usize,
         /// what is wrong, and what to do
         why: String,
     },
-    /// Another rank has no NCCL that can be used. As above.
-    #[error("rank {rank}: {why}")]
-    Elsewhere {
-        /// the rank, as one of the group
-        rank: usize,
-        /// what is wrong there, and what to do
-        why: String,
-    },
-    /// The device failed, here; nothing was sent.
-    #[error(transparent)]
-    Device(#[from] CudaError),
     /// A rank is gone, late, or was refused by NCCL. The operation is `connect`.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+}
+
+impl From<NcclError> for Error<CudaError> {
+    fn from(error: NcclError) -> Self {
+        match error {
+            NcclError::Config(error) => Self::Config(error),
+            NcclError::Collective(error) => Self::Collective(error),
+            NcclError::Unusable { group, rank, why } => {
+                let error = CollectiveError::new(group, rank, "connect", 1, CollectiveFault::Device);
+                Self::Collective(error.because(why))
+            }
+        }
+    }
 }

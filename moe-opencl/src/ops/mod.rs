@@ -3,9 +3,21 @@
 mod adamw;
 mod bias_update;
 mod combine;
+mod decode;
+mod expert_down;
+mod expert_down_bwd;
+mod expert_up;
+mod expert_up_bwd;
+mod expert_wgrad;
+mod gate_bwd;
 mod gather;
 mod merge;
 mod pack_weights;
+mod products;
+mod route;
+mod route_bwd;
+mod route_stats;
+mod scores;
 mod sort;
 mod sum_squares;
 
@@ -19,8 +31,19 @@ pub(crate) static SOURCES: &[&Source] = &[
     &adamw::SOURCE,
     &bias_update::SOURCE,
     &combine::SOURCE,
+    &expert_down::SOURCE,
+    &expert_down_bwd::SOURCE,
+    &expert_up::SOURCE,
+    &expert_up_bwd::SOURCE,
+    &expert_wgrad::SOURCE,
+    &gate_bwd::SOURCE,
     &gather::SOURCE,
     &merge::SOURCE,
+    &route::SOURCE,
+    &route::CHOOSE,
+    &route_bwd::SOURCE,
+    &route_stats::SOURCE,
+    &scores::SOURCE,
     &sort::SOURCE,
     &sum_squares::SOURCE,
 ];

@@ -125,7 +125,7 @@ fn sample<T: Scalar>(
     for (base, scale) in BASES.into_iter().take(nth % 4) {
         sample = sample
             .input(base, random.values::<T>(tokens * width))
-            .maybe(scale, (nth % 2 == 0).then(|| random.scores::<T::Acc>(tokens)));
+            .maybe(scale, nth.is_multiple_of(2).then(|| random.scores::<T::Acc>(tokens)));
     }
     sample
 }

@@ -24,6 +24,9 @@ pub(crate) struct Outcome<T: Scalar> {
     pub(crate) dx: Vec<T>,
     /// in the order of the layer's tensors
     pub(crate) grads: Vec<Option<Vec<T::Acc>>>,
+    /// of the tokens that were routed here
+    pub(crate) ids: Vec<u32>,
+    pub(crate) weights: Vec<T::Acc>,
     pub(crate) load: Vec<u32>,
     pub(crate) losses: [f64; 2],
     pub(crate) dropped: u64,
@@ -73,6 +76,8 @@ impl<T: Scalar> Step<T> {
         let mut out = Outcome {
             y: vec![T::default(); self.x.len()],
             dx: vec![T::default(); self.x.len()],
+            ids: vec![0; layout.total() * config.top_k],
+            weights: vec![T::Acc::default(); layout.total() * config.top_k],
             grads: Vec::new(),
             load: Vec::new(),
             losses: [0.0; 2],
@@ -93,6 +98,14 @@ impl<T: Scalar> Step<T> {
                     .map(|rows| runner.upload(self.rows(rows, segment).view()).expect("rows"));
                 let (mut y, mut dx) = (runner.like(&x).expect("y"), runner.like(&x).expect("dx"));
                 runner.forward_train(&layer, &x, &mut saved, &mut y).expect("forward");
+                let routing = saved.routing();
+                let ids = read(runner.session(), routing.ids().expect("a routing"));
+                let weights = read(runner.session(), routing.weights().expect("a routing"));
+                for (at, token) in segment.iter().enumerate() {
+                    let (from, to) = (at * config.top_k, token * config.top_k);
+                    out.ids[to..to + config.top_k].copy_from_slice(&ids[from..from + config.top_k]);
+                    out.weights[to..to + config.top_k].copy_from_slice(&weights[from..from + config.top_k]);
+                }
                 let figures = runner.figures(&saved).expect("figures");
                 out.losses[0] += figures.balance_loss;
                 out.losses[1] += figures.z_loss;

@@ -44,6 +44,15 @@ fn compare(case: &Case, layout: &Layout, want: &Outcome<f64>, parts: &[Part<f64>
             return Err(format!("rank {rank}: load {:?}, wanted {:?}", out.load, want.load));
         }
     }
+    // With etp = tp the ranks of tp route the same tokens, and drop the same slots.
+    let copies = layout.mesh.degrees().etp as u64;
+    let dropped: u64 = parts.iter().map(|part| part.out.dropped).sum();
+    if dropped != copies * want.dropped || (want.dropped > 0 && case.config.capacity.is_none()) {
+        return Err(format!("{dropped} slots dropped on {copies} copies, wanted {}", want.dropped));
+    }
+    if case.idle && want.load[..case.config.experts / 2].iter().any(|slots| *slots > 0) {
+        return Err("no expert of the first half should have a token".to_owned());
+    }
     for (at, what) in ["balancing loss", "z-loss"].into_iter().enumerate() {
         let sum: f64 = parts.iter().map(|part| part.out.losses[at]).sum();
         near(what, &[sum], &[want.losses[at]], &[want.losses[at]])?;
@@ -95,13 +104,16 @@ fn replicas(case: &Case, layout: &Layout, parts: &[Part<f64>]) -> Result<(), Str
 fn on_meshes(chosen: impl Fn(&Degrees) -> bool) {
     let meshes: Vec<Mesh> = Mesh::all(8).into_iter().filter(|mesh| chosen(mesh.degrees())).collect();
     assert!(!meshes.is_empty());
+    let mut dropped = 0;
     for mesh in meshes {
         for case in cases().into_iter().flat_map(each_way) {
-            if let Err(what) = run(&case, mesh, None) {
-                panic!("{what}");
+            match run(&case, mesh, None) {
+                Ok(parts) => dropped += parts.iter().map(|part| part.out.dropped).sum::<u64>(),
+                Err(what) => panic!("{what}"),
             }
         }
     }
+    assert!(dropped > 0, "a capacity that never drops says nothing");
 }
 
 /// A case with both orders of scores, and with tokens replicated over tp and split.

@@ -104,6 +104,11 @@ impl Layout {
         if self.sequence_parallel { self.own(rank) } else { self.group(rank) }
     }
 
+    /// Tokens that are routed on `rank`.
+    pub(crate) fn routed(&self, rank: usize) -> Vec<usize> {
+        if self.mesh.degrees().etp == 1 { self.own(rank) } else { self.group(rank) }
+    }
+
     /// Tokens that no other rank of tp adds losses for.
     fn own(&self, rank: usize) -> Vec<usize> {
         let (tokens, tp, split) = (self.group(rank), self.tp(rank), self.split(rank));

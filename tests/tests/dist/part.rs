@@ -4,11 +4,12 @@ use crate::alone::{Outcome, Step, cut, read, tensors};
 use crate::cases::Case;
 use crate::layout::Layout;
 use moe_core::{
-    ALL_TO_ALL, Axis, BalanceLoss, Batch, COUNTS, Collective, Limits, MoeConfig, MoeDevice, MoeLayer, Reduce,
-    Runner, Scalar, StateTensor, TENSORS, whole,
+    ALL_TO_ALL, Axis, BalanceLoss, Batch, COUNTS, Collective, Error, Limits, MoeConfig, MoeDevice, MoeLayer,
+    Reduce, Runner, Scalar, StateTensor, TENSORS, whole,
 };
 use moe_dist::World;
 use moe_dist::gradients::Replicated;
+use std::fmt::Debug;
 
 /// A mistake, made in the wiring around the runner or in what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +50,23 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
     step: &Step<T>,
     mistake: Option<Mistake>,
 ) -> Part<T> {
-    let (rank, mesh) = (world.rank(), &layout.mesh);
-    let mut config = placed(case, layout, rank);
     let mut make = |name, ranks: &[usize]| world.group(device, name, ranks);
-    let mut groups = mesh.groups_of(rank, &mut make).expect("groups");
+    part_in(&mut make, device, world.rank(), case, layout, step, mistake)
+}
+
+/// As [`part`], in groups that `make` makes.
+pub(crate) fn part_in<T: Scalar, D: MoeDevice<T>, C: Collective<D>, E: Debug + Into<Error<D::Error>>>(
+    make: &mut impl FnMut(&'static str, &[usize]) -> Result<C, E>,
+    device: &D,
+    rank: usize,
+    case: &Case,
+    layout: &Layout,
+    step: &Step<T>,
+    mistake: Option<Mistake>,
+) -> Part<T> {
+    let mesh = &layout.mesh;
+    let mut config = placed(case, layout, rank);
+    let mut groups = mesh.groups_of(rank, make).expect("groups");
     let mut real_tp = None;
     match mistake {
         Some(Mistake::TokensNotSliced) => {
@@ -80,7 +94,7 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
     };
     let limits = Limits { padded: case.padded, ..Limits::training(layout.most()) };
     let mut runner = Runner::with_groups(device, &config, limits, groups).expect("a runner");
-    let mut reduction = Replicated::new(runner.session(), mesh, rank, &[config], &mut make).expect("groups");
+    let mut reduction = Replicated::new(runner.session(), mesh, rank, &[config], make).expect("groups");
     let (mut saved, mut grads) = (runner.saved(&config).expect("room"), layer.grads().expect("gradients"));
     let (tokens, sequences) = (layout.total(), layout.all().len());
     let group = layout.group(rank);
@@ -123,6 +137,8 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
         tp.all_reduce(stream, Reduce::Sum, y.view_mut()).expect("a sum");
         tp.all_reduce(stream, Reduce::Sum, dx.view_mut()).expect("a sum");
     }
+    let ids = read(runner.session(), saved.routing().ids().expect("a routing"));
+    let weights = read(runner.session(), saved.routing().weights().expect("a routing"));
     let own = tensors(runner.session(), &grads);
     reduction.reduce(runner.session(), &mut [&mut grads]).expect("sums");
     let mut sums = tensors(runner.session(), &grads);
@@ -142,6 +158,8 @@ pub(crate) fn part<T: Scalar, D: MoeDevice<T>>(
         out: Outcome {
             y: read(runner.session(), y.view()),
             dx: read(runner.session(), dx.view()),
+            ids,
+            weights,
             grads: sums,
             load: read(runner.session(), whole::<D, u32>(&grads.load)),
             losses,

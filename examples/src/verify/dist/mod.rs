@@ -1,13 +1,15 @@
-//! The group `dist`: what one process can compute of a layer that is spread over many.
+//! The group `dist`: a layer that is spread over many processes.
 //!
-//! The layer as a whole on all tokens; then each process's share, by the rules that its layout states: the library runs the
-//! tokens that the process routes with the process's part of the hidden width, and its rows are sorted, sent and merged. What a
-//! collective would do between processes, sums and concatenations, is done here on the host.
+//! The layer as a whole on all tokens; then the layer over ranks, each a thread with a runner of its own; and what no runner shows,
+//! each process's share, by the rules that its layout states: the library runs the tokens that the process routes with the
+//! process's part of the hidden width, and its rows are sorted, sent and merged. What a collective would do between processes, sums
+//! and concatenations, is done there on the host.
 
 mod exchange;
 mod layout;
 mod losses;
 mod process;
+mod ranks;
 mod reduced;
 
 use super::check::Check;
@@ -53,6 +55,7 @@ where
     }
     exchange::compare::<T, D>(rig, check, &spec, &layout, &shares)?;
     reduced::compare(check, &spec, &layout, &shares)?;
+    ranks::compare(rig, check, &spec, &layout, &all, &shares)?;
     tensor_parallel(rig, check, &routed, &layout, &all)
 }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// Times one Mixture-of-Experts layer and prints one line of JSON, or with `--ops` one per op.
 #[derive(Clone, Debug, Parser)]
 pub struct Options {
-    /// device that runs the layer: host, cpu, cuda[:N] or opencl[:PLATFORM[:DEVICE]]
+    /// device that runs the layer: host, cpu, cuda or cuda:N, opencl or opencl:PLATFORM or opencl:PLATFORM:DEVICE
     #[arg(long, default_value_t)]
     pub device: DeviceName,
     /// tokens, width, hidden width, experts, experts per token: T,D,F,E,K; or a model's name: qwen3-30b-a3b,

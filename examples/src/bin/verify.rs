@@ -10,7 +10,7 @@ use std::process::ExitCode;
 /// Runs the library on reference data and compares.
 #[derive(Parser)]
 struct Arguments {
-    /// where the library runs: host, cpu, cuda[:N] or opencl[:PLATFORM[:DEVICE]]
+    /// where the library runs: host, cpu, cuda or cuda:N, opencl or opencl:PLATFORM or opencl:PLATFORM:DEVICE
     #[arg(long, default_value_t)]
     device: DeviceName,
     /// folder of fixtures, searched with all folders below it

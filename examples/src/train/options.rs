@@ -24,7 +24,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
-    /// Where the MoE layers run: host, cpu, cuda[:N] or opencl[:PLATFORM[:DEVICE]]
+    /// Where the MoE layers run: host, cpu, cuda or cuda:N, opencl or opencl:PLATFORM or opencl:PLATFORM:DEVICE
     #[arg(long, default_value_t)]
     pub device: DeviceName,
 

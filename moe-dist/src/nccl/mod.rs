@@ -23,7 +23,7 @@
 //! # What is different from [`Group`](crate::Group)
 //!
 //! Operations are put on the stream and return before they have run. An error in them comes with a later call on any group of the world, and
-//! with whatever waits for the stream: `sync` and `download` return [`CudaError::Collective`](moe_cuda::CudaError::Collective), whose
+//! with whatever waits for the stream: `sync` and `download` return [`CudaError::Collective`], whose
 //! source names group, rank, operation and number. Work behind the failed operation has run on unspecified values, so go on
 //! from the last checkpoint, with a new world, new groups and a new stream.
 //!

@@ -1,8 +1,10 @@
 //! Handshake: `Noise_NNpsk0` over a greeting that says in clear who calls whom, and that both sides' keys then depend on.
 //!
-//!     caller: greeting, e        (the greeting is the prologue; the message proves the key)
-//!     called: e, ee
-//!     caller: record             (proves that the caller is there now: a recorded first message leads nowhere)
+//! ```text
+//! caller: greeting, e        (the greeting is the prologue; the message proves the key)
+//! called: e, ee
+//! caller: record             (proves that the caller is there now: a recorded first message leads nowhere)
+//! ```
 //!
 //! Greeting, little-endian: magic `MoEh`, version u16, channel u8, secured u8, run u64, size u32, caller u32, called u32.
 

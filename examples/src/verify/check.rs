@@ -59,9 +59,33 @@ impl<'a> Check<'a> {
         tolerance: f64,
     ) -> Result<(), FixtureError> {
         let wanted = self.case.tensor(name)?.floats()?;
+        self.near(name, got, &wanted, metric, tolerance)
+    }
+
+    /// Compares floats with a part of a tensor, which is called `name`, with the tolerance for gradients.
+    ///
+    /// # Errors
+    /// [`FixtureError`] if the part has another number of elements.
+    pub(crate) fn close_to_part<T: Scalar>(
+        &mut self,
+        name: &str,
+        got: &[T],
+        wanted: &[f32],
+    ) -> Result<(), FixtureError> {
+        self.near(name, got, wanted, self.tolerances.metric, self.tolerances.grad)
+    }
+
+    fn near<T: Scalar>(
+        &mut self,
+        name: &str,
+        got: &[T],
+        wanted: &[f32],
+        metric: Metric,
+        tolerance: f64,
+    ) -> Result<(), FixtureError> {
         self.same_length(name, got.len(), wanted.len())?;
         let (mut distance, mut largest) = (0.0_f64, 0.0_f64);
-        for (got, wanted) in got.iter().zip(&wanted) {
+        for (got, wanted) in got.iter().zip(wanted) {
             let (got, wanted) = (got.widen().to_f64(), f64::from(*wanted));
             // `max` would lose a NaN.
             let here = (got - wanted).abs();
@@ -102,6 +126,15 @@ impl<'a> Check<'a> {
         self.done.insert(name.to_owned());
     }
 
+    /// What came of it, where other ranks compare the rest of the file.
+    pub(crate) fn finish_part(self) -> Outcome {
+        match self.worst {
+            None => Outcome::Failed("the file holds nothing to compare with".to_owned()),
+            Some(worst) if worst.passes() => Outcome::Passed(worst),
+            Some(worst) => Outcome::Differs(worst),
+        }
+    }
+
     /// What came of it.
     pub(crate) fn finish(self) -> Outcome {
         let left: Vec<&str> =
@@ -109,11 +142,7 @@ impl<'a> Check<'a> {
         if !left.is_empty() {
             return Outcome::Failed(format!("nothing to compare with {}", left.join(", ")));
         }
-        match self.worst {
-            None => Outcome::Failed("the file holds nothing to compare with".to_owned()),
-            Some(worst) if worst.passes() => Outcome::Passed(worst),
-            Some(worst) => Outcome::Differs(worst),
-        }
+        self.finish_part()
     }
 
     fn note(&mut self, name: &str, error: f64, tolerance: f64) {

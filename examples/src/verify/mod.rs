@@ -30,6 +30,7 @@ use anyhow::Result;
 use check::Check;
 use half::{bf16, f16};
 use moe_core::{DType, Scalar};
+use moe_dist::World;
 use rig::Rig;
 use std::path::Path;
 
@@ -74,6 +75,32 @@ pub fn verify_case<D: AnyDevice>(device: &D, case: &Case) -> Outcome {
         Some(skip) => Outcome::Skipped(*skip),
         None => Outcome::Failed(format!("{error:#}")),
     })
+}
+
+/// Number of the ranks that a case of the group `dist` is for.
+///
+/// # Errors
+/// What is wrong with the case.
+pub fn ranks(case: &Case) -> Result<usize> {
+    match case.dtype()? {
+        DType::Bf16 => dist::ranks::<bf16>(case),
+        DType::F16 => dist::ranks::<f16>(case),
+        _ => dist::ranks::<f32>(case),
+    }
+}
+
+/// Verifies what this rank of a world does of a case of the group `dist`. The others verify the same case at the same time.
+pub fn verify_rank<D: AnyDevice>(device: &D, case: &Case, world: &World) -> Outcome {
+    let verified = || {
+        let (rig, mut check) = (Rig::new(device)?, Check::new(case, case.tolerances()?));
+        match case.dtype()? {
+            DType::Bf16 => dist::check_rank::<bf16, D>(&rig, &mut check, world),
+            DType::F16 => dist::check_rank::<f16, D>(&rig, &mut check, world),
+            _ => dist::check_rank::<f32, D>(&rig, &mut check, world),
+        }?;
+        anyhow::Ok(check.finish_part())
+    };
+    verified().unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
 }
 
 fn compared<T: Scalar<Acc = f32>, D: AnyDevice + moe_core::MoeDevice<T>>(

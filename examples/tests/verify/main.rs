@@ -3,6 +3,7 @@
 mod damage;
 mod fuzz;
 mod golden;
+mod processes;
 mod refusal;
 
 use std::path::PathBuf;

@@ -68,7 +68,7 @@ impl Layout {
         let fits = world.is_multiple_of(ep * etp)
             && experts.is_multiple_of(ep)
             && spec.experts.hidden.is_multiple_of(if by_process { etp } else { stated_tp })
-            && shared.is_multiple_of(tp);
+            && shared.is_multiple_of(stated_tp);
         ensure!(fits, "ep = {ep}, etp = {etp} and tp = {tp} do not divide what they split");
         keys.agrees("dp", lengths.len())?;
         keys.agrees("world", world)?;
@@ -98,5 +98,25 @@ impl Layout {
         }
         let hidden_parts = if by_process || stated_tp == 1 { 0 } else { stated_tp };
         Ok(Self { processes, ep, etp, tp, hidden_parts })
+    }
+
+    /// The layout with a process for each part `tpJ` of the hidden width, too, where it is one by rank.
+    pub(super) fn spread(&self) -> Self {
+        let parts = self.hidden_parts.max(1);
+        if parts == 1 {
+            return Self { processes: self.processes.clone(), ..*self };
+        }
+        let of = |whole: &Process| {
+            let (start, length) = (whole.tokens.start, whole.tokens.len());
+            let part = |rank| Process {
+                tp: rank,
+                etp: rank,
+                own: start + rank * length / parts..start + (rank + 1) * length / parts,
+                ..whole.clone()
+            };
+            (0..parts).map(part).collect::<Vec<_>>()
+        };
+        let processes = self.processes.iter().flat_map(of).collect();
+        Self { processes, etp: parts, tp: parts, ..*self }
     }
 }

@@ -17,11 +17,63 @@ use super::layer::compare_whole;
 use super::layer_spec::LayerSpec;
 use super::rig::Rig;
 use super::routing::PARAM;
+use crate::fixture::Case;
 use anyhow::Result;
 use layout::Layout;
 use losses::StepLosses;
 use moe_core::{Balance, MoeDevice, Scalar};
+use moe_dist::World;
 use process::{Tokens, share};
+use ranks::Spread;
+
+/// A case as it is read.
+struct Step<T> {
+    spec: LayerSpec<T>,
+    /// those of the spec's parameters, in their place
+    gradients: LayerSpec<f32>,
+    layout: Layout,
+    all: Tokens<T>,
+}
+
+impl<T: Scalar<Acc = f32>> Step<T> {
+    fn of(case: &Case) -> Result<Self> {
+        let keys = case.keys();
+        let [tokens, width] = case.dims("in.x")?;
+        let spec = LayerSpec::of(case, &keys, PARAM, tokens)?;
+        let gradients = LayerSpec::of(case, &keys, GRADIENT, tokens)?;
+        keys.get("dtype");
+        let layout = Layout::of(&keys, &spec, tokens)?;
+        keys.finish()?;
+        let shape = [tokens, width];
+        let all = Tokens { x: case.scalars("in.x", &shape)?, dout: case.scalars("in.g", &shape)? };
+        Ok(Self { spec, gradients, layout, all })
+    }
+}
+
+/// What the names of the whole layer's gradients start with.
+const GRADIENT: &str = "grad.";
+
+/// Number of the ranks that a case is for.
+///
+/// # Errors
+/// Fixture errors.
+pub(crate) fn ranks<T: Scalar<Acc = f32>>(case: &Case) -> Result<usize> {
+    Ok(Step::<T>::of(case)?.layout.spread().processes.len())
+}
+
+/// Compares what this rank of a case has.
+///
+/// # Errors
+/// What keeps the case from being compared, and failures of other ranks.
+pub(crate) fn check_rank<T, D>(rig: &Rig<D>, check: &mut Check<'_>, world: &World) -> Result<()>
+where
+    T: Scalar<Acc = f32>,
+    D: MoeDevice<T>,
+{
+    let Step { spec, gradients, layout, all } = Step::<T>::of(check.case)?;
+    let layout = layout.spread();
+    Spread { spec: &spec, gradients: &gradients, layout: &layout, all: &all }.compare_one(rig, check, world)
+}
 
 /// Compares one case.
 ///
@@ -32,16 +84,9 @@ where
     T: Scalar<Acc = f32>,
     D: MoeDevice<T> + MoeDevice<f32>,
 {
-    let (case, keys) = (check.case, check.case.keys());
-    let [tokens, width] = case.dims("in.x")?;
-    let spec = LayerSpec::<T>::of(case, &keys, PARAM, tokens)?;
-    keys.get("dtype");
-    let layout = Layout::of(&keys, &spec, tokens)?;
-    keys.finish()?;
-    compare_whole(rig, check, &spec, tokens)?;
-
-    let shape = [tokens, width];
-    let all = Tokens { x: case.scalars("in.x", &shape)?, dout: case.scalars("in.g", &shape)? };
+    let case = check.case;
+    let Step { spec, gradients, layout, all } = Step::<T>::of(case)?;
+    compare_whole(rig, check, &spec, all.x.len() / spec.experts.width)?;
     let losses = StepLosses::of(rig, &spec, &all.x)?;
     // The losses of a process are added from the whole step's counts.
     let routed = LayerSpec { balance: Balance::default(), ..spec.clone() };
@@ -55,7 +100,7 @@ where
     }
     exchange::compare::<T, D>(rig, check, &spec, &layout, &shares)?;
     reduced::compare(check, &spec, &layout, &shares)?;
-    ranks::compare(rig, check, &spec, &layout, &all, &shares)?;
+    Spread { spec: &spec, gradients: &gradients, layout: &layout.spread(), all: &all }.compare(rig, check)?;
     tensor_parallel(rig, check, &routed, &layout, &all)
 }
 

@@ -5,6 +5,7 @@ use super::losses::StepLosses;
 use crate::verify::layer_run::{Call, LayerRun, SharedRun, run_layer, run_shared};
 use crate::verify::layer_spec::{LayerSpec, TensorList};
 use crate::verify::rig::Rig;
+use crate::verify::weights::Experts;
 use anyhow::Result;
 use moe_core::{MemoryPolicy, MoeDevice, Scalar};
 use std::ops::Range;
@@ -66,6 +67,23 @@ pub(super) fn routed_part<T: Scalar<Acc = f32>, D: MoeDevice<T>>(
     Ok(RoutedPart { spec, run })
 }
 
+/// The layer with a process's part of the hidden widths, and all experts.
+pub(super) fn part_of<T: Scalar<Acc = f32>>(
+    spec: &LayerSpec<T>,
+    layout: &Layout,
+    process: &Process,
+) -> LayerSpec<T> {
+    let part = |experts: &Experts<T>, rank: usize, parts: usize| {
+        let hidden = experts.hidden / parts;
+        experts.hidden_part(rank * hidden..(rank + 1) * hidden, parts)
+    };
+    LayerSpec {
+        experts: part(&spec.experts, process.etp, layout.etp),
+        shared: spec.shared.as_ref().map(|shared| part(shared, process.tp, layout.tp)),
+        ..spec.clone()
+    }
+}
+
 /// The share of one process.
 ///
 /// # Errors
@@ -90,8 +108,8 @@ where
     // In a case by rank the ranks hold whole experts; `tpJ` stand beside them.
     let whole = Layout { processes: Vec::new(), hidden_parts: 0, ..*layout };
     let routed = of(&process.routed);
-    let RoutedPart { spec: mut part, run } =
-        routed_part(rig, spec, &whole, process.etp, &routed, process.routed.start)?;
+    let part = part_of(spec, layout, process);
+    let run = routed_part(rig, spec, &whole, process.etp, &routed, process.routed.start)?.run;
     let len = process.tokens.len() * width;
     let at = |range: &Range<usize>| (range.start - process.tokens.start) * width;
     let (mut routed_y, mut dx) = (vec![0.0; len], vec![0.0; len]);
@@ -100,10 +118,7 @@ where
     let mut gradients = run.gradients.clone();
 
     let mut shared_y = None;
-    if let Some(shared) = &spec.shared {
-        let hidden = shared.hidden / layout.tp;
-        part.shared = Some(shared.hidden_part(process.tp * hidden..(process.tp + 1) * hidden, 1));
-        part.shared_gate.clone_from(&spec.shared_gate);
+    if part.shared.is_some() {
         let tokens = of(&process.tokens);
         let call = Call { x: &tokens.x, dout: &tokens.dout, sequences: &[], first_token: 0 };
         let SharedRun { y, dx: shared_dx, gradients: from_shared } = run_shared(rig.device(), &part, &call)?;

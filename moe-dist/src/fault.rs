@@ -11,11 +11,11 @@ pub(crate) enum Point {
     Connect,
     /// after its first message of a handshake
     Handshake,
-    /// after a frame's header
+    /// after a frame's header, which is all of a frame without payload
     Header,
     /// after half of a frame's payload
     Half,
-    /// after all frames, before the operation returns
+    /// after the operation's last frame, before it returns
     Return,
 }
 
@@ -78,9 +78,10 @@ mod asked {
     static CALLS: AtomicU64 = AtomicU64::new(0);
 
     pub(crate) fn begin(operation: Operation) {
-        let Some(asked) = asked().filter(|asked| asked.operation == operation.name()) else { return };
-        let number = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
-        *ARMED.lock().unwrap_or_else(PoisonError::into_inner) = number == asked.number;
+        let Some(asked) = asked() else { return };
+        let here =
+            asked.operation == operation.name() && CALLS.fetch_add(1, Ordering::Relaxed) + 1 == asked.number;
+        *ARMED.lock().unwrap_or_else(PoisonError::into_inner) = here;
     }
 
     fn comes(point: Point) -> Option<&'static Asked> {

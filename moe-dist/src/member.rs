@@ -1,6 +1,6 @@
 //! Member: a rank's place in a group, and the rounds of frames that a collective is made of.
 
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::fingerprint;
 use crate::frame::{Header, Operation};
 use crate::notice::Notice;
@@ -136,6 +136,7 @@ impl Member {
         let mut call = Call { member: self, transport: self.end.transport(), header, deadline };
         let result = work(&mut call);
         drop(call);
+        fault::at(Point::Return);
         result.map_err(|stop| self.fail(called.operation, stop))
     }
 

@@ -74,6 +74,7 @@ impl Sockets {
             progress.sent += sent;
         }
         progress.out = wire.flush()?;
+        fault::at(Point::Header);
         Ok(())
     }
 
@@ -180,7 +181,6 @@ impl Transport for Sockets {
                 }
             }
             if progress.iter().all(|progress| progress.here && progress.out) {
-                fault::at(Point::Return);
                 return Ok(());
             }
             let differs = pairs.iter().any(|pair| pair.got.is_some_and(|got| got != pair.want));

@@ -9,18 +9,34 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What each rank calls in turn.
-const OPERATIONS: [&str; 7] =
-    ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier", "all_reduce"];
+/// What each rank calls in turn, and whether the victim's frames have a payload.
+const OPERATIONS: [(&str, bool); 11] = [
+    ("all_reduce", true),
+    ("all_gather", true),
+    ("reduce_scatter", true),
+    // in parts of different lengths; the victim's own is empty
+    ("all_gather", false),
+    ("reduce_scatter", true),
+    ("all_to_all", true),
+    // another length for each pair
+    ("all_to_all", true),
+    // from the victim, then to it
+    ("broadcast", true),
+    ("broadcast", false),
+    ("barrier", false),
+    // so short that it goes whole
+    ("all_reduce", true),
+];
 /// The rank with the fault.
 const VICTIM: usize = 1;
 /// How much later than its deadline a rank may be on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
 
 /// Three ranks; the victim has this fault.
-fn start(fault: &str, timeout: Duration) -> Vec<Child> {
+fn start(fault: &str, timeout: Duration, encrypt: bool) -> Vec<Child> {
     let launches = Launch::local(3).unwrap();
     let start = |launch: Launch| {
+        let launch = Launch { encrypt, ..launch };
         let mut command = Command::new(env!("CARGO_BIN_EXE_rank"));
         command.envs(launch.variables()).env("MOE_TEST_TIMEOUT", timeout.as_millis().to_string());
         if launch.rank == VICTIM {
@@ -58,63 +74,133 @@ fn error_of(rank: Child, timeout: Duration) -> String {
 }
 
 /// The victim dies of the fault; the others' errors.
-fn killed(fault: &str, timeout: Duration) -> Vec<String> {
-    let mut ranks = start(fault, timeout);
+fn killed(fault: &str, timeout: Duration, encrypt: bool) -> Vec<String> {
+    let mut ranks = start(fault, timeout, encrypt);
     let mut victim = ranks.remove(VICTIM);
     let errors = ranks.into_iter().map(|rank| error_of(rank, timeout)).collect();
     assert!(!victim.wait().unwrap().success(), "the fault did not come: {fault}");
     errors
 }
 
-/// Killed at `point` of each operation, the survivors name it. A frame without payload has left whole with its header, so whom
-/// it went to may see the death in its next operation.
-fn killed_in_each_operation(point: &str) {
+/// The victim stops; the others' errors, and what it says itself when it is continued after they are gone.
+fn stopped(fault: &str, timeout: Duration) -> (Vec<String>, String) {
+    let mut ranks = start(fault, timeout, false);
+    let victim = ranks.remove(VICTIM);
+    let errors = ranks.into_iter().map(|rank| error_of(rank, timeout)).collect();
+    kill_process(Pid::from_child(&victim), Signal::CONT).unwrap();
+    (errors, lines(victim, timeout + SLACK)[0].clone())
+}
+
+/// A fault at `point` in one of the operations.
+struct Fault {
+    /// as `MOE_FAULT` names it, but for kill or stop
+    place: String,
+    /// the operation with its number
+    here: String,
+    next: String,
+    /// Whether all of the operation's frames may have been here, so that a survivor sees what happened in its next operation only.
+    may_pass: bool,
+}
+
+impl Fault {
+    fn is_named(&self, error: &str, what: &str) -> bool {
+        let named = |place: &str| error == format!("rank {VICTIM} {what}, in {place} of group all");
+        named(&self.here) || self.may_pass && named(&self.next)
+    }
+}
+
+/// That fault in every operation that has such a point.
+fn in_each_operation(point: &str) -> Vec<Fault> {
+    let has_point = |(_, (_, payload)): &(usize, &(&str, bool))| point != "half" || *payload;
+    let name = |at: usize| format!("{} {}", OPERATIONS[at % OPERATIONS.len()].0, at + 1);
+    let fault = |(at, (operation, payload)): (usize, &(&str, bool))| Fault {
+        place: format!(
+            "{point} {operation} {}",
+            OPERATIONS[..=at].iter().filter(|other| other.0 == *operation).count()
+        ),
+        here: name(at),
+        next: name(at + 1),
+        may_pass: point == "return" || point == "header" && !payload,
+    };
+    OPERATIONS.iter().enumerate().filter(has_point).map(fault).collect()
+}
+
+fn a_rank_killed_is_named(point: &str) {
     let timeout = Duration::from_secs(20);
-    for (at, operation) in OPERATIONS.iter().enumerate() {
-        let number = OPERATIONS[..=at].iter().filter(|other| other == &operation).count();
-        let begin = Instant::now();
-        let errors = killed(&format!("{point} {operation} {number} kill"), timeout);
-        let here = format!("rank 1 is gone, in {operation} {} of group all", at + 1);
-        let next = format!("rank 1 is gone, in all_reduce {} of group all", at + 2);
-        for error in errors {
-            assert!(error == here || *operation == "barrier" && error == next, "{operation}: {error}");
+    for fault in in_each_operation(point) {
+        for encrypt in [false, true] {
+            let begin = Instant::now();
+            for error in killed(&format!("{} kill", fault.place), timeout, encrypt) {
+                assert!(fault.is_named(&error, "is gone"), "{}, encrypted {encrypt}: {error}", fault.place);
+            }
+            assert!(begin.elapsed() < timeout, "death is seen at once, not at the deadline");
         }
-        assert!(begin.elapsed() < timeout, "death is seen at once, not at the deadline");
     }
 }
 
 #[test]
 fn a_rank_killed_after_a_header_is_named() {
-    killed_in_each_operation("header");
+    a_rank_killed_is_named("header");
 }
 
 #[test]
 fn a_rank_killed_in_a_payload_is_named() {
-    killed_in_each_operation("half");
+    a_rank_killed_is_named("half");
 }
 
 #[test]
-fn a_rank_killed_before_it_returns_is_named_in_the_next_operation() {
-    // The points come once per round: this one is in the last of an operation with one round.
-    let timeout = Duration::from_secs(20);
-    for (at, operation) in
-        OPERATIONS.iter().enumerate().filter(|(_, operation)| !operation.contains("reduce"))
-    {
-        let errors = killed(&format!("return {operation} 1 kill"), timeout);
-        let (next, sequence) = (OPERATIONS[at + 1], at + 2);
+fn a_rank_killed_before_it_returns_is_named() {
+    a_rank_killed_is_named("return");
+}
+
+/// All at once: they wait.
+fn a_rank_stopped_is_named(point: &str) {
+    let timeout = Duration::from_secs(6);
+    let check = |fault: Fault| {
+        let (errors, own) = stopped(&format!("{} stop", fault.place), timeout);
         for error in errors {
-            assert_eq!(error, format!("rank 1 is gone, in {next} {sequence} of group all"));
+            assert!(fault.is_named(&error, "did not answer in time"), "{}: {error}", fault.place);
         }
-    }
+        // It goes on where it was, and finds either the others' word or that they are gone.
+        let heard = fault.is_named(&own, "did not answer in time") || own.contains("is gone");
+        assert!(heard, "{}: {own}", fault.place);
+    };
+    std::thread::scope(|scope| {
+        for fault in in_each_operation(point) {
+            scope.spawn(|| check(fault));
+        }
+    });
 }
 
 #[test]
-fn a_rank_killed_before_it_comes_is_named() {
-    for (point, number) in [("connect", 1), ("handshake", 1)] {
-        let timeout = Duration::from_secs(4);
-        for error in killed(&format!("{point} connect {number} kill"), timeout) {
-            assert_eq!(error, "rank 1 did not answer in time, in connect 0 of group world", "{point}");
+fn a_rank_stopped_after_a_header_is_named_at_the_deadline_and_hears_of_it_later() {
+    a_rank_stopped_is_named("header");
+}
+
+#[test]
+fn a_rank_stopped_in_a_payload_is_named_at_the_deadline_and_hears_of_it_later() {
+    a_rank_stopped_is_named("half");
+}
+
+#[test]
+fn a_rank_stopped_before_it_returns_is_named_at_the_deadline_and_hears_of_it_later() {
+    a_rank_stopped_is_named("return");
+}
+
+/// Connections are made once, for all operations.
+#[test]
+fn a_rank_killed_or_stopped_before_it_comes_is_named() {
+    let (timeout, missing) =
+        (Duration::from_secs(4), "rank 1 did not answer in time, in connect 0 of group world");
+    for point in ["connect", "handshake"] {
+        for error in killed(&format!("{point} connect 1 kill"), timeout, false) {
+            assert_eq!(error, missing, "killed at {point}");
         }
+        let (errors, own) = stopped(&format!("{point} connect 1 stop"), timeout);
+        for error in errors {
+            assert_eq!(error, missing, "stopped at {point}");
+        }
+        assert!(own.ends_with("in connect 0 of group world"), "{own}");
     }
 }
 
@@ -122,36 +208,19 @@ fn a_rank_killed_before_it_comes_is_named() {
 fn a_rank_killed_when_all_have_met_is_named() {
     // Its last frame may have been all that another rank waited for.
     let [here, next] = ["connect 0 of group world", "all_reduce 1 of group all"];
-    for error in killed("header connect 2 kill", Duration::from_secs(20)) {
-        let rest = error.strip_prefix("rank 1 is gone, in ");
-        assert!(rest.is_some_and(|rest| rest == here || rest == next), "{error}");
-    }
-}
-
-#[test]
-fn a_stopped_rank_is_named_at_the_deadline_and_hears_of_it_later() {
-    let timeout = Duration::from_secs(4);
-    for (fault, operation, sequence) in [
-        ("half all_reduce 1 stop", "all_reduce", 1),
-        ("header all_to_all 1 stop", "all_to_all", 4),
-        ("half broadcast 1 stop", "broadcast", 5),
-    ] {
-        let mut ranks = start(fault, timeout);
-        let victim = ranks.remove(VICTIM);
-        let want = format!("rank 1 did not answer in time, in {operation} {sequence} of group all");
-        for rank in ranks {
-            assert_eq!(error_of(rank, timeout), want);
+    for point in ["header", "return"] {
+        for error in killed(&format!("{point} connect 2 kill"), Duration::from_secs(20), false) {
+            let rest = error.strip_prefix("rank 1 is gone, in ");
+            assert!(rest.is_some_and(|rest| rest == here || rest == next), "{error}");
         }
-        kill_process(Pid::from_child(&victim), Signal::CONT).unwrap();
-        // It goes on where it was, and finds either the others' word or that they are gone.
-        let said = lines(victim, timeout + SLACK);
-        assert!(said[0] == want || said[0].contains("is gone"), "{said:?}");
     }
 }
 
 #[test]
 fn without_a_fault_all_ranks_come_to_the_end() {
-    for rank in start("none barrier 1 kill", Duration::from_secs(20)) {
-        assert_eq!(lines(rank, Duration::from_secs(60)), ["done"]);
+    for encrypt in [false, true] {
+        for rank in start("none barrier 1 kill", Duration::from_secs(20), encrypt) {
+            assert_eq!(lines(rank, Duration::from_secs(60)), ["done"]);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// Elements of each operation: several segments of a reduction, and more than a socket's buffer.
-const LEN: usize = 1 << 21;
+const LEN: usize = 1 << 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let launch = Launch::from_env()?.ok_or("not started by a test")?;
@@ -49,32 +49,51 @@ fn resources() -> Result<[i64; 2], Box<dyn Error>> {
     Ok([threads as i64, sockets as i64])
 }
 
-/// Every operation, twice or as often as `MOE_TEST_TIMES` says; the first that fails, and how long that call took.
+/// Every operation in the order of `OPERATIONS` of the tests, twice or as often as `MOE_TEST_TIMES` says; the first that fails, and
+/// how long that call took.
 fn operations(group: &mut Group<Host>) -> Result<(), (CollectiveError, Duration)> {
     let (me, size) = (Collective::<Host>::rank(group), Collective::<Host>::size(group));
-    let part = vec![LEN / size; size];
-    let (mut long, mut short) = (vec![me as f32; LEN / size * size], [1.0_f32; 16]);
-    let source = long.clone();
-    let own = &source[..LEN / size];
-    let mut target = own.to_vec();
-    let mut timed = |operation: &mut dyn FnMut(&mut Group<Host>) -> Result<(), CollectiveError>| {
-        let begin = Instant::now();
-        operation(group).map_err(|error| (error, begin.elapsed()))
-    };
+    let part = LEN / size;
+    let equal = vec![part; size];
+    // Rank 1 has no part where parts differ, and all_to_all has another length for each pair.
+    let uneven: Vec<_> = (0..size).map(|rank| if rank == 1 { 0 } else { part - rank }).collect();
+    let pair = |from: usize, to: usize| if from == to { 0 } else { part - 2 * from - to };
+    let [send, receive] = [
+        (0..size).map(|other| pair(me, other)).collect::<Vec<_>>(),
+        (0..size).map(|other| pair(other, me)).collect(),
+    ];
+    let source = vec![me as f32; LEN];
+    let (mut target, mut short) = (source.clone(), [1.0_f32; 16]);
+    let mut timed =
+        |operation: &mut dyn FnMut(&mut Group<Host>, &mut [f32]) -> Result<(), CollectiveError>| {
+            let begin = Instant::now();
+            operation(group, &mut target).map_err(|error| (error, begin.elapsed()))
+        };
     let times = std::env::var("MOE_TEST_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(2);
     for _ in 0..times {
-        timed(&mut |group| group.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut long[..])))?;
-        timed(&mut |group| group.all_gather(&(), View::of(own), ViewMut::of(&mut long[..]), &part))?;
-        timed(&mut |group| {
-            let target = ViewMut::of(&mut target[..]);
-            group.reduce_scatter(&(), Reduce::Max, View::of(&source[..]), target, &part)
-        })?;
-        timed(&mut |group| {
-            group.all_to_all(&(), View::of(&source[..]), &part, ViewMut::of(&mut long[..]), &part)
-        })?;
-        timed(&mut |group| group.broadcast(&(), 1, ViewMut::of(&mut long[..])))?;
-        timed(&mut |group| Collective::<Host>::barrier(group, &()))?;
-        timed(&mut |group| group.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut short[..])))?;
+        timed(&mut |group, target| group.all_reduce(&(), Reduce::Sum, ViewMut::of(target)))?;
+        for parts in [&equal, &uneven] {
+            let (own, total) = (parts[me], parts.iter().sum());
+            timed(&mut |group, target| {
+                group.all_gather(&(), View::of(&source[..own]), ViewMut::of(&mut target[..total]), parts)
+            })?;
+            timed(&mut |group, target| {
+                let target = ViewMut::of(&mut target[..own]);
+                group.reduce_scatter(&(), Reduce::Max, View::of(&source[..total]), target, parts)
+            })?;
+        }
+        for (send, receive) in [(&equal, &equal), (&send, &receive)] {
+            let (sent, received) = (send.iter().sum(), receive.iter().sum());
+            timed(&mut |group, target| {
+                let target = ViewMut::of(&mut target[..received]);
+                group.all_to_all(&(), View::of(&source[..sent]), send, target, receive)
+            })?;
+        }
+        for root in [1, 0] {
+            timed(&mut |group, target| group.broadcast(&(), root, ViewMut::of(target)))?;
+        }
+        timed(&mut |group, _| Collective::<Host>::barrier(group, &()))?;
+        timed(&mut |group, _| group.all_reduce(&(), Reduce::Sum, ViewMut::of(&mut short[..])))?;
     }
     Ok(())
 }

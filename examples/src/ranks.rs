@@ -12,6 +12,7 @@ pub struct Ranks {
     world: World,
     mesh: Mesh,
     at: Coordinates,
+    sequence_parallel: bool,
 }
 
 impl Ranks {
@@ -21,17 +22,17 @@ impl Ranks {
     /// None: a world of one rank is always a mesh.
     pub fn alone() -> Result<Self> {
         let world = channel::world(1).pop().context("a world of one has one rank")?;
-        Self::new(world, Degrees::default())
+        Self::new(world, Degrees::default(), false)
     }
 
-    /// A rank of a world that is divided by these degrees.
+    /// A rank of a world that is divided by these degrees; with `sequence_parallel` the ranks of tp have different tokens.
     ///
     /// # Errors
     /// If the degrees do not fit the world.
-    pub fn new(world: World, degrees: Degrees) -> Result<Self> {
+    pub fn new(world: World, degrees: Degrees, sequence_parallel: bool) -> Result<Self> {
         let mesh = Mesh::new(world.size(), degrees)?;
         let at = mesh.seat(world.rank())?;
-        Ok(Self { world, mesh, at })
+        Ok(Self { world, mesh, at, sequence_parallel })
     }
 
     /// Number of this rank.
@@ -54,15 +55,34 @@ impl Ranks {
         &self.at
     }
 
-    /// This rank's share of the sequences of a batch; the ranks of tp have the same.
+    /// Whether the ranks of tp have different tokens.
+    pub fn sequence_parallel(&self) -> bool {
+        self.sequence_parallel
+    }
+
+    /// The ranks that have different tokens.
+    pub fn tokens(&self) -> Span {
+        if self.sequence_parallel { Span::World } else { Span::Data }
+    }
+
+    /// This rank's share of the sequences of a batch; the ranks of cp and tp have the same.
     pub fn share(&self, sequences: usize) -> Range<usize> {
-        let size = self.mesh.dp() * self.mesh.degrees().cp;
-        Axis { size, rank: self.mesh.place_in(Span::Data, &self.at) }.share(sequences)
+        Axis { size: self.mesh.dp(), rank: self.mesh.dp_of(&self.at) }.share(sequences)
     }
 
     /// Most sequences that a rank's share of a batch can have.
     pub fn most(&self, sequences: usize) -> usize {
-        sequences.div_ceil(self.mesh.dp() * self.mesh.degrees().cp)
+        sequences.div_ceil(self.mesh.dp())
+    }
+
+    /// This rank's part of a sequence of `length` tokens; the ranks of tp have the same.
+    pub fn part(&self, length: usize) -> Range<usize> {
+        Axis { size: self.mesh.degrees().cp, rank: self.at.cp }.share(length)
+    }
+
+    /// Longest part of a sequence that a rank can have.
+    pub fn longest(&self, length: usize) -> usize {
+        length.div_ceil(self.mesh.degrees().cp)
     }
 
     /// The group along a span.

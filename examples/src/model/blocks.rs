@@ -6,26 +6,30 @@ use moe_core::Figures;
 use moe_dist::checkpoint::{Checkpoint, Piece};
 use ndarray::{Array2, ArrayView2};
 
+/// A rank's share of a step's sequences. Its rows are parts of them, as cp and sequence parallelism split them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// sequences of this rank's share
+    pub sequences: usize,
+    /// tokens of a whole sequence
+    pub length: usize,
+    /// sequences of the whole step, over all ranks
+    pub step_sequences: usize,
+}
+
 /// The MoE layers of one model. Layers are named by their index.
 pub trait Blocks<R> {
     /// Output rows, for inference: leaves counts and balancing as they were.
     ///
     /// # Errors
     /// What the device says.
-    fn forward(&mut self, layer: usize, x: ArrayView2<'_, R>) -> Result<Array2<R>>;
+    fn forward(&mut self, layer: usize, x: ArrayView2<'_, R>, shape: &Shape) -> Result<Array2<R>>;
 
-    /// Output rows, keeping what [`backward`](Blocks::backward) needs. The rows are sequences of `length`, this rank's share of the step's
-    /// `step_sequences`.
+    /// Output rows, keeping what [`backward`](Blocks::backward) needs.
     ///
     /// # Errors
     /// What the device says.
-    fn forward_train(
-        &mut self,
-        layer: usize,
-        x: ArrayView2<'_, R>,
-        length: usize,
-        step_sequences: usize,
-    ) -> Result<Array2<R>>;
+    fn forward_train(&mut self, layer: usize, x: ArrayView2<'_, R>, shape: &Shape) -> Result<Array2<R>>;
 
     /// The gradient of the rows of the last `forward_train`, auxiliary losses included. The gradients of the
     /// weights stay on the device.

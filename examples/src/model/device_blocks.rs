@@ -1,14 +1,14 @@
 //! [`Blocks`] on a device: one layer, optimizer and saved pass per layer of the model, one runner for all.
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Shape};
 use super::parameters::{Parameters, RankRunner, Rules};
 use super::tensors::TensorMap;
 use crate::ranks::Ranks;
 use crate::rng::Rng;
 use anyhow::Result;
 use moe_core::{
-    AdamWOptions, Batch, Collective, Elem, Figures, Grads, Host, Limits, MoeConfig, MoeDevice, MoeLayer,
-    Reduce, Rows, Runner, Saved, Scalar, ViewMut, whole,
+    AdamWOptions, Axis, Batch, Collective, Elem, Figures, Grads, Host, Limits, MoeConfig, MoeDevice,
+    MoeLayer, Reduce, Rows, Runner, Saved, Scalar, ViewMut, whole,
 };
 use moe_dist::Group;
 use moe_dist::checkpoint::{Checkpoint, Piece};
@@ -45,7 +45,6 @@ pub struct DeviceBlocks<D: MoeDevice<T>, T: Scalar> {
     adam: AdamWOptions,
     /// the ranks that route other tokens, and all
     counted: [Group<Host>; 2],
-    sequences: Vec<usize>,
     y: Rows<D, T>,
     dy: Rows<D, T>,
     dx: Rows<D, T>,
@@ -67,7 +66,7 @@ impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
         let BlocksConfig { max_tokens, max_sequences, .. } = *config;
         let limits = Limits { sequences: max_sequences.max(1), ..Limits::training(max_tokens.max(1)) };
         let mut moe = config.moe;
-        moe.place = ranks.mesh().place(ranks.at(), false);
+        moe.place = ranks.mesh().place(ranks.at(), ranks.sequence_parallel());
         let groups = ranks.mesh().groups_of(ranks.rank(), &mut ranks.maker(device))?;
         let runner = Runner::with_groups(device, &moe, limits, groups)?;
         let rows = || runner.rows(0, moe.width);
@@ -85,7 +84,27 @@ impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
         let counted = [ranks.group(&Host, load_span(ranks.mesh()))?, ranks.group(&Host, Span::World)?];
         let (y, dy, dx) = (rows()?, rows()?, rows()?);
         let (ranks, adam) = (Arc::clone(ranks), config.adam);
-        Ok(Self { runner, layers, parameters, ranks, adam, counted, sequences: Vec::new(), y, dy, dx })
+        Ok(Self { runner, layers, parameters, ranks, adam, counted, y, dy, dx })
+    }
+
+    /// Says what the rows of the next call are part of.
+    fn set_batch(&mut self, shape: &Shape) -> Result<()> {
+        let Shape { sequences, length, step_sequences } = *shape;
+        let (ranks, part) = (&self.ranks, self.ranks.part(length).len());
+        let size = ranks.mesh().degrees().tp;
+        let split = |rank| Axis { size, rank }.share(sequences * part).len();
+        let split: Vec<_> =
+            if ranks.sequence_parallel() { (0..size).map(split).collect() } else { Vec::new() };
+        let step_tokens = Some(step_sequences * length);
+        Ok(self.runner.set_batch(&Batch {
+            sequences: &vec![part; sequences],
+            whole_sequences: &vec![length; sequences],
+            split: &split,
+            batch_tokens: step_tokens,
+            step_tokens,
+            step_sequences: Some(step_sequences),
+            ..Batch::default()
+        })?)
     }
 
     fn rules(&self) -> Rules<'_> {
@@ -94,7 +113,8 @@ impl<D: MoeDevice<T>, T: Scalar> DeviceBlocks<D, T> {
 }
 
 impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
-    fn forward(&mut self, layer: usize, x: ArrayView2<'_, T::Acc>) -> Result<Array2<T::Acc>> {
+    fn forward(&mut self, layer: usize, x: ArrayView2<'_, T::Acc>, shape: &Shape) -> Result<Array2<T::Acc>> {
+        self.set_batch(shape)?;
         let Self { runner, layers, y, .. } = self;
         let block = &mut layers[layer];
         upload(runner, x, &mut block.x)?;
@@ -107,18 +127,13 @@ impl<D: MoeDevice<T>, T: Scalar> Blocks<T::Acc> for DeviceBlocks<D, T> {
         &mut self,
         layer: usize,
         x: ArrayView2<'_, T::Acc>,
-        length: usize,
-        step_sequences: usize,
+        shape: &Shape,
     ) -> Result<Array2<T::Acc>> {
-        let Self { runner, layers, sequences, y, .. } = self;
+        self.set_batch(shape)?;
+        let Self { runner, layers, y, .. } = self;
         let block = &mut layers[layer];
         upload(runner, x, &mut block.x)?;
         resize(runner, x.dim(), y)?;
-        sequences.clear();
-        sequences.resize(x.nrows() / length, length);
-        let step = Some(step_sequences * length);
-        let batch = Batch { sequences, batch_tokens: step, step_tokens: step, ..Batch::default() };
-        runner.set_batch(&Batch { step_sequences: Some(step_sequences), ..batch })?;
         runner.forward_train(&block.layer, &block.x, &mut block.saved, y)?;
         download(runner, y)
     }

@@ -7,13 +7,14 @@
 //! logits = rmsnorm(x) * head^T
 //! ```
 //!
-//! The loss is the mean cross-entropy of the next byte. The dense parts run on the host. Over many ranks the sequences of a batch are split
+//! The loss is the mean cross-entropy of the next byte. The dense parts run on the host. Over many ranks the tokens of a batch are split
 //! among them, and the dense parts are whole on each: their gradients are summed, and all take the same step.
 
 pub mod blocks;
 pub mod device_blocks;
 pub mod parameters;
 pub mod replay;
+mod rows;
 mod state;
 pub mod storage;
 mod sums;
@@ -29,10 +30,11 @@ use crate::real::Real;
 use crate::rng::Rng;
 use crate::text::Batch;
 use anyhow::Result;
-use blocks::Blocks;
+use blocks::{Blocks, Shape};
 use moe_core::ops::AdamWSettings;
 use moe_core::{AdamWOptions, Figures};
 use ndarray::{Array2, ArrayView2};
+use rows::Rows;
 use sums::Sums;
 
 /// Number of different bytes.
@@ -63,6 +65,7 @@ pub struct Model<R> {
     head: Matrix<R>,
     blocks: Box<dyn Blocks<R>>,
     sums: Sums<R>,
+    rows: Rows,
     adam: AdamWOptions,
     step: u64,
 }
@@ -99,6 +102,7 @@ impl<R: Real> Model<R> {
             head: Matrix::normal((vocabulary, width), 0.5 / (width as f64).sqrt(), rng),
             blocks,
             sums: Sums::new(ranks)?,
+            rows: Rows::new(ranks)?,
             adam: config.adam,
             step: 0,
         })
@@ -127,18 +131,26 @@ impl<R: Real> Model<R> {
     /// # Errors
     /// What the device or another rank says.
     pub fn loss(&mut self, batch: &Batch) -> Result<f64> {
-        let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
+        let (shape, [inputs, targets]) = self.own(batch);
         let mut x = embed::forward(&self.embed, &inputs);
         for (index, layer) in self.layers.iter().enumerate() {
             if let Some(mixing) = &layer.mixing {
-                x += &mixing.forward(x.view(), length).0;
+                let whole = self.rows.gathered(x.view(), &shape)?;
+                x += &self.rows.own_rows(mixing.forward(whole.view(), shape.length).0, &shape);
             }
             let (n, _) = layer.norm.forward(x.view());
-            x += &self.blocks.forward(index, n.view())?;
+            x += &self.blocks.forward(index, n.view(), &shape)?;
         }
         let (n, _) = self.norm.forward(x.view());
         let mut logits = linear::forward(n.view(), self.head.value.view());
-        self.sums.total(cross_entropy(&mut logits, &bytes(&batch.targets), batch.step_tokens()))
+        self.sums.total(cross_entropy(&mut logits, &targets, batch.step_tokens()))
+    }
+
+    /// The shape of a batch, and this rank's inputs and targets of it.
+    fn own(&self, batch: &Batch) -> (Shape, [Vec<u8>; 2]) {
+        let (sequences, length) = batch.inputs.dim();
+        let shape = Shape { sequences, length, step_sequences: batch.step_sequences };
+        (shape, [&batch.inputs, &batch.targets].map(|rows| self.rows.own(bytes(rows), &shape)))
     }
 
     /// Mean loss of a step's batch in nats, of which each rank is given its share, without auxiliary losses. Adds this rank's part of the
@@ -147,21 +159,23 @@ impl<R: Real> Model<R> {
     /// # Errors
     /// What the device or another rank says.
     pub fn forward_backward(&mut self, batch: &Batch) -> Result<f64> {
-        let (inputs, length) = (bytes(&batch.inputs), batch.inputs.ncols());
+        let (shape, [inputs, targets]) = self.own(batch);
         let mut x = embed::forward(&self.embed, &inputs);
         let mut saved = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
-            let mixing = layer.mixing.as_ref().map(|mixing| {
-                let (out, saved) = mixing.forward(x.view(), length);
-                x += &out;
-                saved
-            });
+            let mut mixing = None;
+            if let Some(layer) = &layer.mixing {
+                let whole = self.rows.gathered(x.view(), &shape)?;
+                let (out, saved) = layer.forward(whole.view(), shape.length);
+                x += &self.rows.own_rows(out, &shape);
+                mixing = Some(saved);
+            }
             let (n, norm) = layer.norm.forward(x.view());
-            x += &self.blocks.forward_train(index, n.view(), length, batch.step_sequences)?;
+            x += &self.blocks.forward_train(index, n.view(), &shape)?;
             saved.push(SavedLayer { mixing, norm });
         }
-        let (loss, dx) = self.head_forward_backward(x.view(), &bytes(&batch.targets), batch.step_tokens());
-        self.backward(&inputs, saved, dx)?;
+        let (loss, dx) = self.head_forward_backward(x.view(), &targets, batch.step_tokens());
+        self.backward(&inputs, saved, dx, &shape)?;
         self.sums.total(loss)
     }
 
@@ -193,12 +207,19 @@ impl<R: Real> Model<R> {
         (loss, self.norm.backward(&norm, dn.view()))
     }
 
-    fn backward(&mut self, inputs: &[u8], saved: Vec<SavedLayer<R>>, mut dx: Array2<R>) -> Result<()> {
+    fn backward(
+        &mut self,
+        inputs: &[u8],
+        saved: Vec<SavedLayer<R>>,
+        mut dx: Array2<R>,
+        shape: &Shape,
+    ) -> Result<()> {
         for (index, (layer, saved)) in self.layers.iter_mut().zip(saved).enumerate().rev() {
             let dn = self.blocks.backward(index, dx.view())?;
             dx += &layer.norm.backward(&saved.norm, dn.view());
             if let (Some(mixing), Some(saved)) = (&mut layer.mixing, &saved.mixing) {
-                dx += &mixing.backward(saved, dx.view());
+                let all = mixing.backward(saved, self.rows.alone(dx.view(), shape).view());
+                dx += &self.rows.summed(all, shape)?;
             }
         }
         embed::backward(&mut self.embed, inputs, dx.view());

@@ -1,13 +1,12 @@
-//! Sums of the dense parts over the ranks that have other sequences.
+//! Sums of the dense parts over the ranks that have other tokens.
 
 use crate::ranks::Ranks;
 use crate::real::Real;
 use anyhow::Result;
 use moe_core::{Collective, Host, Reduce, ViewMut};
 use moe_dist::Group;
-use moe_dist::mesh::Span;
 
-/// The ranks with other sequences, and all gradients of the dense parts on their way.
+/// The ranks with other tokens, and all gradients of the dense parts on their way.
 #[derive(Debug)]
 pub(super) struct Sums<R> {
     data: Option<Group<Host>>,
@@ -18,7 +17,7 @@ pub(super) struct Sums<R> {
 
 impl<R: Real> Sums<R> {
     pub(super) fn new(ranks: &Ranks) -> Result<Self> {
-        let data = ranks.group(&Host, Span::Data)?;
+        let data = ranks.group(&Host, ranks.tokens())?;
         let data = (Collective::<Host>::size(&data) > 1).then_some(data);
         Ok(Self { data, first: ranks.is_first(), flat: Vec::new(), taken: 0 })
     }

@@ -66,9 +66,17 @@ pub struct Layout {
     #[arg(long, value_name = "N")]
     pub dp_shard: Option<usize>,
 
-    /// Ranks with the same sequences
+    /// Ranks with other parts of the same sequences
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub cp: usize,
+
+    /// Ranks with the same sequences, and parts of the hidden width of shared experts
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub tp: usize,
+
+    /// Ranks of tp have different tokens outside the MoE layers (sequence parallelism)
+    #[arg(long)]
+    pub sequence_parallel: bool,
 
     /// Ranks with other experts
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -86,10 +94,10 @@ pub struct Layout {
 impl Layout {
     /// The degrees of a world of this many ranks.
     pub fn degrees(&self, world: usize) -> Degrees {
-        let Self { dp_replicate, tp, ep, etp, .. } = *self;
-        let rest = dp_replicate.saturating_mul(tp).max(1);
+        let Self { dp_replicate, cp, tp, ep, etp, .. } = *self;
+        let rest = dp_replicate.saturating_mul(cp).saturating_mul(tp).max(1);
         let dp_shard = self.dp_shard.unwrap_or((world / rest).max(1));
-        Degrees { dp_replicate, dp_shard, tp, ep, etp, ..Degrees::default() }
+        Degrees { dp_replicate, dp_shard, cp, tp, ep, etp }
     }
 }
 
@@ -115,6 +123,10 @@ pub struct Settings {
     /// Experts that each token visits
     #[arg(long, default_value_t = 2)]
     pub top_k: usize,
+
+    /// Hidden width of a shared expert, which every token visits; 0 for none
+    #[arg(long, default_value_t = 0)]
+    pub shared: usize,
 
     /// Leave out the mixing over the past: every byte is predicted from the one before it
     #[arg(long)]
@@ -202,6 +214,7 @@ impl Settings {
         flag("hidden", self.hidden.to_string());
         flag("experts", self.experts.to_string());
         flag("top-k", self.top_k.to_string());
+        flag("shared", self.shared.to_string());
         flag("batch", self.batch.to_string());
         flag("seq", self.seq.to_string());
         flag("lr", self.lr.to_string());
@@ -261,7 +274,7 @@ mod tests {
     fn settings_survive_their_line() {
         for line in [
             "",
-            "--layers 3 --balance sequence --balance-rate 0.02 --no-mixing --dtype bf16 --gate native --lr 1e-3",
+            "--layers 3 --shared 24 --balance sequence --balance-rate 0.02 --no-mixing --dtype bf16 --gate native --lr 1e-3",
         ] {
             let settings = parse(line).unwrap().settings;
             assert_eq!(Settings::from_line(&settings.to_line()).unwrap(), settings);
@@ -279,6 +292,7 @@ mod tests {
         let degrees = |line| parse(line).unwrap().layout.degrees(8);
         assert_eq!(degrees("").dp_shard, 8);
         assert_eq!(degrees("--tp 2 --dp-replicate 2 --ep 2").dp_shard, 2);
+        assert_eq!(degrees("--cp 2 --tp 2").dp_shard, 2);
         assert_eq!(degrees("--dp-shard 3").dp_shard, 3);
         assert_eq!(degrees("--tp 0").tp, 0);
     }

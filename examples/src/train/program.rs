@@ -57,7 +57,7 @@ fn run_on(options: Options, world: World, local: usize) -> Result<()> {
         None => Text::embedded(),
     };
     let degrees = options.layout.degrees(world.size());
-    let ranks = Arc::new(Ranks::new(world, degrees)?);
+    let ranks = Arc::new(Ranks::new(world, degrees, options.layout.sequence_parallel)?);
     let device = match options.device {
         DeviceName::Cuda(first) => DeviceName::Cuda(first + local),
         other => other,

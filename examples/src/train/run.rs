@@ -11,7 +11,7 @@ use crate::model::{Model, ModelConfig, VOCABULARY};
 use crate::ranks::Ranks;
 use crate::text::Text;
 use anyhow::{Result, ensure};
-use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, Host, MoeConfig, Sizes};
+use moe_core::{AdamWOptions, Balance, BalanceLoss, Figures, Host, MoeConfig, SharedExperts, Sizes};
 use moe_dist::Group;
 use moe_dist::checkpoint::{self, Checkpoint, Piece};
 use moe_dist::mesh::Span;
@@ -97,7 +97,7 @@ impl Run {
         let blocks = BlocksConfig {
             moe,
             layers: settings.layers,
-            max_tokens: most * settings.seq,
+            max_tokens: most * ranks.longest(settings.seq),
             max_sequences: most,
             seed: settings.seed,
             adam: AdamWOptions::default(),
@@ -249,6 +249,7 @@ impl Run {
 fn moe_config(settings: &Settings) -> Result<MoeConfig> {
     let Settings { width, hidden, experts, top_k, .. } = *settings;
     let mut config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+    config.shared = (settings.shared > 0).then_some(SharedExperts { hidden: settings.shared, gated: false });
     let rate = |default| settings.balance_rate.unwrap_or(default);
     config.rule.gate = settings.gate.into();
     config.selection_bias = settings.balance == BalanceName::Bias;

@@ -6,7 +6,12 @@ use moe_dist::mesh::Degrees;
 const SMALL: &str = "--width 16 --hidden 16 --experts 4 --batch 6 --seq 16 --lr 4e-3";
 
 fn spread(ranks: usize, degrees: Degrees, sharded: bool) -> Spread {
-    Spread { ranks, degrees, sharded }
+    Spread { ranks, degrees, sharded, sequence_parallel: false }
+}
+
+/// The ranks of tp have different tokens.
+fn split(ranks: usize, degrees: Degrees, sharded: bool) -> Spread {
+    Spread { sequence_parallel: true, ..spread(ranks, degrees, sharded) }
 }
 
 fn one() -> Degrees {
@@ -41,6 +46,7 @@ fn a_hundred_steps_have_the_curve_of_one_rank_and_repeat_bit_for_bit() {
         spread(2, Degrees { dp_shard: 2, ep: 2, ..one() }, false),
         spread(4, Degrees { dp_shard: 2, tp: 2, ep: 4, ..one() }, false),
         spread(4, Degrees { dp_replicate: 2, dp_shard: 2, ep: 2, ..one() }, true),
+        split(4, Degrees { cp: 2, tp: 2, ep: 4, ..one() }, false),
     ] {
         let ends = run(spread);
         expect_curve(&format!("{spread:?}"), &ends, want);
@@ -67,18 +73,41 @@ fn every_kind_of_balancing_and_storage_goes_over_ranks() {
     }
 }
 
+/// Sequences and their parts do not divide evenly; the mixing sees the past on other ranks.
+#[test]
+fn parts_of_sequences_and_of_tokens_learn_as_whole_ones_do() {
+    let odd = "--width 16 --hidden 16 --experts 4 --batch 5 --seq 13 --lr 4e-3 --shared 8";
+    for line in ["--balance sequence", "--balance batch", "--balance bias", "--balance none --no-mixing"] {
+        let line = format!("{odd} {line}");
+        let want = &train(&line, [8, 8], Spread::ALONE, None)[0];
+        for spread in [
+            spread(2, Degrees { cp: 2, ..one() }, false),
+            spread(4, Degrees { dp_shard: 2, cp: 2, ep: 4, ..one() }, true),
+            split(2, Degrees { tp: 2, ..one() }, false),
+            split(4, Degrees { dp_shard: 2, tp: 2, ep: 2, etp: 2, ..one() }, true),
+            split(4, Degrees { cp: 2, tp: 2, ep: 2, etp: 2, ..one() }, false),
+            split(4, Degrees { cp: 2, tp: 2, ep: 4, ..one() }, true),
+        ] {
+            let ends = train(&line, [8, 8], spread, None);
+            expect_curve(&format!("{line}, {spread:?}"), &ends, want);
+        }
+    }
+}
+
 /// Where copies of the router drift apart if a sum over tp is left out or made twice.
 #[test]
 fn gates_of_tensor_parallel_ranks_are_equal_bit_for_bit_after_50_steps() {
     for (etp, ep) in [(1, 4), (2, 2)] {
-        let spread = spread(4, Degrees { dp_shard: 2, tp: 2, ep, etp, ..one() }, false);
-        let mut gates = Vec::new();
-        let kept = std::sync::Mutex::new(&mut gates);
-        train_and(SMALL, [50, 50], spread, None, |run| {
-            kept.lock().expect("no rank has panicked").push(run.gates().expect("gates"));
-        });
-        assert_eq!(gates.len(), 4);
-        assert!(gates.iter().all(|gate| gate == &gates[0]), "etp {etp}, ep {ep}");
+        let degrees = Degrees { dp_shard: 2, tp: 2, ep, etp, ..one() };
+        for spread in [spread(4, degrees, false), split(4, degrees, false)] {
+            let mut gates = Vec::new();
+            let kept = std::sync::Mutex::new(&mut gates);
+            train_and(SMALL, [50, 50], spread, None, |run| {
+                kept.lock().expect("no rank has panicked").push(run.gates().expect("gates"));
+            });
+            assert_eq!(gates.len(), 4);
+            assert!(gates.iter().all(|gate| gate == &gates[0]), "{spread:?}");
+        }
     }
 }
 
@@ -89,6 +118,7 @@ fn a_run_resumed_on_the_same_mesh_has_the_bits_of_an_unbroken_one() {
     for spread in [
         spread(2, Degrees { dp_shard: 2, ep: 2, ..one() }, false),
         spread(4, Degrees { dp_shard: 4, ep: 2, ..one() }, true),
+        split(4, Degrees { cp: 2, tp: 2, ep: 2, etp: 2, ..one() }, false),
     ] {
         let unbroken = train(SMALL, [8, 8], spread, None);
         train_and(SMALL, [3, 8], spread, None, |run| run.save(&path).expect("a checkpoint"));

@@ -51,6 +51,11 @@ fn ranks_that_are_processes_print_once_and_learn_as_one_does() {
     for (got, want) in printed.iter().zip(&alone) {
         assert!((got - want).abs() < 2e-4, "{printed:?}, wanted {alone:?}");
     }
+    let parts = format!("{common} --ranks 4 --cp 2 --tp 2 --ep 2 --sequence-parallel {}", out("parts"));
+    let printed = losses(&good(&train(&parts).output().expect("processes")));
+    for (got, want) in printed.iter().zip(&alone) {
+        assert!((got - want).abs() < 2e-4, "{printed:?}, wanted {alone:?}");
+    }
     let half = folder.0.join("four/step-000003");
     let rest = format!("{} --resume {}", text(&folder.0), half.display());
     let again = format!("--device host {layout} {rest} {}", out("again"));

@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub(crate) struct Spread {
     pub(crate) ranks: usize,
     pub(crate) degrees: Degrees,
+    pub(crate) sequence_parallel: bool,
     pub(crate) sharded: bool,
 }
 
@@ -23,6 +24,7 @@ impl Spread {
     pub(crate) const ALONE: Self = Self {
         ranks: 1,
         degrees: Degrees { dp_replicate: 1, dp_shard: 1, cp: 1, tp: 1, ep: 1, etp: 1 },
+        sequence_parallel: false,
         sharded: false,
     };
 }
@@ -52,8 +54,9 @@ pub(crate) fn train_and(
 ) -> Vec<End> {
     let settings = Settings::from_line(line).expect("good settings");
     let rank = |world| {
-        let ranks = Arc::new(Ranks::new(world, spread.degrees).expect("a mesh"));
-        let place = Place { device: DeviceName::Host, threads: 0, ranks, sharded: spread.sharded };
+        let Spread { degrees, sequence_parallel, sharded, .. } = spread;
+        let ranks = Arc::new(Ranks::new(world, degrees, sequence_parallel).expect("a mesh"));
+        let place = Place { device: DeviceName::Host, threads: 0, ranks, sharded };
         let mut run = match from {
             None => Run::start(settings.clone(), planned, Text::embedded(), &place).expect("a run"),
             Some(path) => {

@@ -9,6 +9,9 @@ use std::error::Error;
 use std::fs;
 use std::time::{Duration, Instant};
 
+/// One of the operations, with memory for what it writes.
+type Operation<'a> = dyn FnMut(&mut Group<Host>, &mut [f32]) -> Result<(), CollectiveError> + 'a;
+
 /// Elements of each operation: several segments of a reduction, and more than a socket's buffer.
 const LEN: usize = 1 << 20;
 
@@ -64,11 +67,10 @@ fn operations(group: &mut Group<Host>) -> Result<(), (CollectiveError, Duration)
     ];
     let source = vec![me as f32; LEN];
     let (mut target, mut short) = (source.clone(), [1.0_f32; 16]);
-    let mut timed =
-        |operation: &mut dyn FnMut(&mut Group<Host>, &mut [f32]) -> Result<(), CollectiveError>| {
-            let begin = Instant::now();
-            operation(group, &mut target).map_err(|error| (error, begin.elapsed()))
-        };
+    let mut timed = |operation: &mut Operation<'_>| {
+        let begin = Instant::now();
+        operation(group, &mut target).map_err(|error| (error, begin.elapsed()))
+    };
     let times = std::env::var("MOE_TEST_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(2);
     for _ in 0..times {
         timed(&mut |group, target| group.all_reduce(&(), Reduce::Sum, ViewMut::of(target)))?;

@@ -82,16 +82,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(at, value) }
     }
     #[inline(always)]
-    unsafe fn stream(self, value: __m256, at: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_stream_ps(at, value) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        // SAFETY: SSE is part of every x86-64 processor.
-        unsafe { _mm_sfence() }
-    }
-    #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -128,6 +118,11 @@ impl Simd for Avx2 {
     unsafe fn load_odd(self, at: *const bf16) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(at.add(1).cast()))) }
+    }
+    #[inline(always)]
+    fn near(self, at: *const u8) {
+        // SAFETY: a prefetch is a hint and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {

@@ -83,16 +83,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_storeu_ps(at, value) }
     }
     #[inline(always)]
-    unsafe fn stream(self, value: __m512, at: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_stream_ps(at, value) }
-    }
-    #[inline(always)]
-    fn fence(self) {
-        // SAFETY: SSE is part of every x86-64 processor.
-        unsafe { _mm_sfence() }
-    }
-    #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -137,6 +127,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 (core::mem::transmute::<__m512, __m512bh>(a), core::mem::transmute::<__m512, __m512bh>(b));
             _mm512_dpbf16_ps(sum, a, b)
         }
+    }
+    #[inline(always)]
+    fn near(self, at: *const u8) {
+        // SAFETY: a prefetch is a hint and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {

@@ -3,9 +3,9 @@
 use super::float::Float;
 use super::isa::{Isa, Unit};
 use super::panel::Weights;
-use super::product::{MAX_COLUMNS, Product, Space};
+use super::product::{COLUMNS, MAX_COLUMNS, Product, Space};
 use super::scratch::{SLACK, Scratch};
-use super::tasks::{Grid, Task, share};
+use super::tasks::{Grid, MAX_ROWS, Task, share};
 use crate::device::Cpu;
 use moe_core::Path;
 
@@ -47,9 +47,12 @@ impl Crew {
         (scratch, extra): (&mut [u8], usize),
         finish: impl Fn(&Task, &mut Space<'_, T>, Scratch<'_>) + Sync,
     ) {
-        let mut grid = Grid { offsets, columns, width: MAX_COLUMNS / parts };
+        // Few rows are gathered for many columns, as far as their sums have room.
+        let rows = offsets.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0);
+        let most = (MAX_ROWS * COLUMNS / rows.clamp(1, MAX_ROWS)).min(MAX_COLUMNS) / parts / CHUNK * CHUNK;
+        let mut grid = Grid { offsets, columns, width: even(columns, columns.div_ceil(most)) };
         while grid.width > CHUNK && grid.total() < TASKS_PER_THREAD * self.threads {
-            grid.width /= 2;
+            grid.width = even(grid.width, 2);
         }
         share(self.threads, grid.total(), scratch, self.each::<T>(extra), |queue, scratch| {
             let mut scratch = Scratch::new(scratch);
@@ -62,6 +65,11 @@ impl Crew {
             }
         });
     }
+}
+
+/// Columns of one of `parts` parts of `columns`, in whole chunks.
+fn even(columns: usize, parts: usize) -> usize {
+    columns.div_ceil(parts.max(1)).next_multiple_of(CHUNK).max(CHUNK)
 }
 
 /// Which way a product took.

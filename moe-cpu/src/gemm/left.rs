@@ -2,10 +2,13 @@
 
 use super::float::{Float, Lanes};
 use super::isa::{Job, Unit};
-use super::rows::widen;
+use super::rows::{near, widen};
 use super::simd::Simd;
 use super::tile::BLOCK;
 use core::ops::Range;
+
+/// How many rows ahead of its use a row is asked for.
+const NEAR: usize = 4;
 
 /// A row-major operand with an optional index: row r is row `index[r] / fan` of `values`, or row r.
 #[derive(Clone, Copy)]
@@ -28,10 +31,20 @@ impl<'a, T: Float> Rows<'a, T> {
         &self.values[source * self.width..][..self.width]
     }
 
+    /// Asks for a row that comes soon after `row`.
+    fn near(&self, unit: Unit, row: usize, rows: &Range<usize>, columns: &Range<usize>) {
+        let next = row + NEAR;
+        if next < rows.end {
+            let part = &self.row(next)[columns.clone()];
+            near(unit, part.as_ptr(), part.len());
+        }
+    }
+
     /// Brings columns `depth` of `rows` into `block`, in the layout of [`Layout::Rows`](super::tile::Layout).
     pub(crate) fn gather(&self, unit: Unit, rows: Range<usize>, depth: Range<usize>, block: &mut [f32]) {
         let paired = unit.run(Paired::<T>(core::marker::PhantomData));
-        for (row, place) in rows.zip(block.chunks_exact_mut(BLOCK)) {
+        for (row, place) in rows.clone().zip(block.chunks_exact_mut(BLOCK)) {
+            self.near(unit, row, &rows, &depth);
             let from = &self.row(row)[depth.clone()];
             if paired {
                 let place: &mut [T] = bytemuck::cast_slice_mut(place);
@@ -55,7 +68,8 @@ impl<'a, T: Float> Rows<'a, T> {
         block: &mut [f32],
     ) {
         let steps = depth.len();
-        for (k, row) in depth.enumerate() {
+        for (k, row) in depth.clone().enumerate() {
+            self.near(unit, row, &depth, &columns);
             widen(unit, &self.row(row)[columns.clone()], line);
             unit.run(Spread { k, steps, line, len: columns.len(), block });
         }
@@ -73,6 +87,8 @@ impl<'a, T: Float> Rows<'a, T> {
         let steps = depth.len().div_ceil(2);
         for k in 0..steps {
             let row = |at: usize| (at < depth.end).then(|| &self.row(at)[columns.clone()]);
+            self.near(unit, depth.start + 2 * k, &depth, &columns);
+            self.near(unit, depth.start + 2 * k + 1, &depth, &columns);
             let pairs = bytemuck::cast_slice_mut(&mut line[..columns.len()]);
             unit.run(Pair { rows: [row(depth.start + 2 * k), row(depth.start + 2 * k + 1)], pairs });
             unit.run(Spread { k, steps, line, len: columns.len(), block });

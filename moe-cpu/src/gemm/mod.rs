@@ -48,7 +48,7 @@ pub(crate) use act::{apply, gradient};
 pub(crate) use grouped::{CHUNK, Crew, outer_path, path};
 pub(crate) use isa::{Job, Unit};
 pub(crate) use left::Rows;
-pub(crate) use outer::{Factors, Outer, OuterSpace};
+pub(crate) use outer::{Factors, Outer, OuterSpace, width};
 pub(crate) use packing::{form, pack_all, packed_len, weights};
 pub(crate) use panel::{Size, Weights};
 pub(crate) use portable::Portable;

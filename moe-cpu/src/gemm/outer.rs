@@ -3,7 +3,6 @@
 use super::float::Float;
 use super::isa::{Job, Unit};
 use super::left::{Pair, Paired, Rows};
-use super::product::MAX_COLUMNS;
 use super::rows::widen;
 use super::scratch::{Scratch, bytes};
 use super::shared::Rectangle;
@@ -41,15 +40,24 @@ impl Factors<'_> {
 /// Most lanes of any unit.
 const VECTOR: usize = 16;
 
-/// Most columns of a task, in whole panels.
-fn most_columns(unit: Unit) -> usize {
-    MAX_COLUMNS.next_multiple_of(unit.cols())
+/// Elements of the panels of a task: a part of a second-level cache.
+const PANELS: usize = BLOCK * 256;
+
+/// Columns of the right operand that a task takes where each row has `columns` and the largest group has `depth` rows, of which
+/// [`BLOCK`] are summed at a time: as many as panels have room for.
+pub(crate) fn width(unit: Unit, depth: usize, columns: usize) -> usize {
+    let cols = unit.cols();
+    // Rows may be summed in pairs.
+    let most = PANELS / depth.clamp(2, BLOCK).next_multiple_of(2) / cols * cols;
+    columns.div_ceil(columns.div_ceil(most).max(1)).next_multiple_of(cols)
 }
 
 /// A worker's scratch memory.
 pub(crate) struct OuterSpace<'a> {
     left: &'a mut [f32],
     panels: &'a mut [f32],
+    /// The rows and columns of the right operand that the panels hold, all of a group's.
+    held: Option<(Range<usize>, Range<usize>)>,
     sums: &'a mut [f32],
     /// A row's columns, widened or in pairs, and room for a vector.
     line: &'a mut [f32],
@@ -57,19 +65,20 @@ pub(crate) struct OuterSpace<'a> {
 
 impl<'a> OuterSpace<'a> {
     /// Bytes that [`new`](OuterSpace::new) takes.
-    pub(crate) fn bytes(unit: Unit) -> usize {
+    pub(crate) fn bytes() -> usize {
         bytes::<f32>(MAX_ROWS * BLOCK)
-            + bytes::<f32>(BLOCK * most_columns(unit) + 1)
-            + bytes::<f32>(MAX_ROWS * most_columns(unit))
+            + bytes::<f32>(PANELS + 1)
+            + bytes::<f32>(MAX_ROWS * PANELS / BLOCK)
             + bytes::<f32>(MAX_ROWS + VECTOR)
     }
 
     /// Takes its memory from `scratch`.
-    pub(crate) fn new(unit: Unit, scratch: &mut Scratch<'a>) -> Self {
+    pub(crate) fn new(scratch: &mut Scratch<'a>) -> Self {
         Self {
             left: scratch.take(MAX_ROWS * BLOCK),
-            panels: scratch.take(BLOCK * most_columns(unit) + 1),
-            sums: scratch.take(MAX_ROWS * most_columns(unit)),
+            panels: scratch.take(PANELS + 1),
+            held: None,
+            sums: scratch.take(MAX_ROWS * PANELS / BLOCK),
             line: scratch.take(MAX_ROWS + VECTOR),
         }
     }
@@ -86,10 +95,14 @@ impl<T: Float> Outer<'_, T> {
         space: &mut OuterSpace<'_>,
     ) {
         let (unit, cols) = (self.unit, self.unit.cols());
-        let pitch = right.len().next_multiple_of(cols);
         // Factors are f32, so they do not go into pairs of the storage type.
         let paired = self.factors.is_none() && unit.run(Paired::<T>(PhantomData));
         let blocks = rows.len().div_ceil(BLOCK).max(1);
+        // Sums that go on in a next block lie beside each other; else those of the last panel alone are kept, if it is not whole.
+        let all = right.len().next_multiple_of(cols);
+        let (pitch, apart) = if blocks > 1 { (all, 1) } else { (cols, 0) };
+        let here = Some((rows.clone(), right.clone()));
+        let held = blocks == 1 && space.held == here;
         for block in 0..blocks {
             let start = rows.start + block * BLOCK;
             let depth = start..rows.end.min(start + BLOCK);
@@ -97,20 +110,23 @@ impl<T: Float> Outer<'_, T> {
             // Each row is read once from one end to the other, and dealt out to all panels.
             if paired {
                 self.left.transpose_pairs(unit, depth.clone(), left.clone(), space.line, space.left);
-                let panels = bytemuck::cast_slice_mut(space.panels);
-                self.gather_pairs(depth, right.clone(), panels);
+                if !held {
+                    self.gather_pairs(depth, right.clone(), bytemuck::cast_slice_mut(space.panels));
+                }
             } else {
                 self.left.transpose(unit, depth.clone(), left.clone(), space.line, space.left);
-                unit.run(Gather { outer: self, depth, columns: right.clone(), panels: space.panels });
+                if !held {
+                    unit.run(Gather { outer: self, depth, columns: right.clone(), panels: space.panels });
+                }
             }
-            for at in (0..pitch).step_by(cols) {
+            for at in (0..all).step_by(cols) {
                 // Sums of whole panels leave from the registers when they are complete.
                 let direct = block + 1 == blocks && at + cols <= right.len();
                 let tiles = Panel {
                     left: space.left,
                     rows: left.len(),
                     steps,
-                    sums: &mut space.sums[at..],
+                    sums: &mut space.sums[at * apart..],
                     pitch,
                     first: block == 0,
                     target: direct.then(|| Target { place: place.right_of(at), leave }),
@@ -122,11 +138,13 @@ impl<T: Float> Outer<'_, T> {
                 }
             }
         }
-        if !right.len().is_multiple_of(cols) {
-            let rest = pitch - cols..right.len();
+        space.held = here.filter(|_| blocks == 1);
+        let rest = right.len() % cols;
+        if rest > 0 {
+            let start = right.len() - rest;
             for row in 0..left.len() {
-                let sums = &space.sums[row * pitch..][rest.clone()];
-                place.put(row, rest.start, sums, leave == Leave::Add);
+                let sums = &space.sums[row * pitch + start * apart..][..rest];
+                place.put(row, start, sums, leave == Leave::Add);
             }
         }
     }

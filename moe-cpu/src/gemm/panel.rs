@@ -1,8 +1,8 @@
 //! The right operand: panels of `COLS` columns.
 //!
 //! A matrix of `n` columns and depth `k` is packed as `n / COLS` panels, rounded up; a panel is `k / STEP` steps, rounded
-//! up; a step holds `COLS` columns of `STEP` neighbours in k. What lies outside the matrix is 0. A product reads a panel
-//! from its start to its end, so memory is read in one stream.
+//! up; a step holds `COLS` columns of `STEP` neighbours in k. What lies outside the matrix is 0. A product reads a block of k of
+//! each of its panels, then the next block; while it works on one it asks for the one that comes next.
 
 use super::fill::pack;
 use super::float::Float;
@@ -82,11 +82,11 @@ impl<'a, T: Float> Weights<'a, T> {
         }
     }
 
-    /// The block after `depth` in a packed panel, or the start of the next panel: what will be read soon.
+    /// k's `depth` of a panel, as far as it is packed and there: what a product may ask for ahead.
     pub(crate) fn ahead(&self, unit: Unit, size: Size, at: (usize, usize), depth: Range<usize>) -> &'a [T] {
         let Self::Packed(all) = *self else { return &[] };
-        let start = at.0 * size.packed::<T>(unit) + at.1 * size.panel::<T>(unit) + depth.end * unit.cols();
-        let start = start.min(all.len());
-        &all[start..all.len().min(start + depth.len() * unit.cols())]
+        let panel = at.0 * size.packed::<T>(unit) + at.1 * size.panel::<T>(unit);
+        let place = |k: usize| (panel + k.next_multiple_of(T::STEP) * unit.cols()).min(all.len());
+        &all[place(depth.start)..place(depth.end)]
     }
 }

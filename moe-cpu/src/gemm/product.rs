@@ -10,7 +10,9 @@ use super::tile::{BLOCK, Layout, Tiles};
 use core::ops::Range;
 
 /// Most columns of a task, all parts together.
-pub(crate) const MAX_COLUMNS: usize = 256;
+pub(crate) const MAX_COLUMNS: usize = 1024;
+/// Columns of a task of [`MAX_ROWS`] rows; one of fewer rows takes as many more.
+pub(crate) const COLUMNS: usize = 256;
 /// Most runs of columns in a task: the gate half and the up half.
 const PARTS: usize = 2;
 
@@ -36,9 +38,9 @@ pub(crate) struct Space<'a, T> {
     parts: [Range<usize>; PARTS],
 }
 
-/// Columns of sums that tasks of [`MAX_COLUMNS`] columns need: each part may begin and end inside a panel.
+/// Columns of sums that tasks of [`MAX_ROWS`] rows need: each part may begin and end inside a panel.
 fn most_columns(unit: Unit) -> usize {
-    MAX_COLUMNS + PARTS * 2 * unit.cols()
+    COLUMNS + PARTS * 2 * unit.cols()
 }
 
 impl<'a, T: Float> Space<'a, T> {
@@ -86,21 +88,28 @@ impl<T: Float> Product<'_, T> {
         for ((place, part), panels) in space.parts.iter_mut().zip(parts).zip(&panels) {
             *place = part.start - panels.start * cols..part.end - panels.start * cols;
         }
-        for block in 0..size.k.div_ceil(BLOCK).max(1) {
-            let depth = block * BLOCK..size.k.min((block + 1) * BLOCK);
-            self.left.gather(unit, rows.clone(), depth.clone(), space.left);
-            for (at, panel) in panels.iter().cloned().flatten().enumerate() {
+        let blocks = size.k.div_ceil(BLOCK).max(1);
+        let depth = |block: usize| (block * BLOCK).min(size.k)..size.k.min((block + 1) * BLOCK);
+        let all = || panels.iter().cloned().flatten();
+        let first = all().next().unwrap_or(0);
+        for block in 0..blocks {
+            let here = depth(block);
+            self.left.gather(unit, rows.clone(), here.clone(), space.left);
+            // After the last panel comes the next block's first, or perhaps the panels of the next task.
+            let then = if block + 1 < blocks { (first, depth(block + 1)) } else { (panels[0].end, depth(0)) };
+            let next = all().skip(1).map(|panel| (panel, here.clone())).chain([then]);
+            for (at, (panel, (next, soon))) in all().zip(next).enumerate() {
                 unit.run(Tiles {
                     left: space.left,
                     layout: Layout::Rows,
                     rows: rows.len(),
-                    panel: self.weights.panel(unit, size, (group, panel), depth.clone(), space.panel),
-                    steps: depth.len().div_ceil(T::STEP),
+                    panel: self.weights.panel(unit, size, (group, panel), here.clone(), space.panel),
+                    steps: here.len().div_ceil(T::STEP),
                     sums: &mut space.sums[at * cols..],
                     pitch: space.pitch,
                     first: block == 0,
                     target: None,
-                    ahead: self.weights.ahead(unit, size, (group, panel), depth.clone()),
+                    ahead: self.weights.ahead(unit, size, (group, next), soon),
                 });
             }
         }

@@ -8,6 +8,21 @@ use moe_core::DType;
 /// Most lanes of any unit.
 const LANES: usize = 16;
 
+struct Near(*const u8, usize);
+
+impl Job for Near {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        (0..self.1).step_by(64).for_each(|at| s.near(self.0.wrapping_add(at)));
+    }
+}
+
+/// Asks for memory to be brought to the first-level cache.
+pub(crate) fn near<T>(unit: Unit, start: *const T, len: usize) {
+    unit.run(Near(start.cast(), len * size_of::<T>()));
+}
+
 struct Widen<'a, T>(&'a [T], &'a mut [f32]);
 
 impl<T: Float> Job for Widen<'_, T> {

@@ -1,5 +1,7 @@
 //! A buffer that tasks write side by side.
 
+use super::isa::Unit;
+use super::rows::near;
 use core::marker::PhantomData;
 use core::ops::Range;
 
@@ -30,12 +32,6 @@ impl Rectangle<'_> {
     pub(crate) fn row(&self, row: usize) -> *mut f32 {
         assert!(row < self.rows, "a row lies outside its rectangle");
         self.start.wrapping_add(row * self.pitch)
-    }
-
-    /// Whether each row starts at a multiple of `lanes` elements.
-    pub(crate) fn is_aligned(&self, lanes: usize) -> bool {
-        let bytes = lanes * size_of::<f32>();
-        (self.start as usize).is_multiple_of(bytes) && (self.pitch * size_of::<f32>()).is_multiple_of(bytes)
     }
 
     /// Writes or adds `values` to row `row`, from column `column` on.
@@ -70,6 +66,13 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// Asks for `range` to be brought near, as far as it lies inside.
+    pub(crate) fn near(&self, unit: Unit, range: Range<usize>) {
+        if range.end <= self.len {
+            near(unit, self.start.wrapping_add(range.start), range.len());
+        }
     }
 
     /// The elements of `range`, which must lie inside.

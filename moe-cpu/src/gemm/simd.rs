@@ -47,16 +47,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be written.
     unsafe fn store(self, value: Self::V, at: *mut f32);
-    /// A store past the caches, to be followed by a [`fence`](Simd::fence).
-    ///
-    /// # Safety
-    /// `LANES` elements can be written, and `at` is aligned to a whole vector.
-    unsafe fn stream(self, value: Self::V, at: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { self.store(value, at) }
-    }
-    /// Orders streamed stores before all later ones.
-    fn fence(self) {}
     /// # Safety
     /// `LANES` elements can be read.
     unsafe fn load_bf16(self, at: *const bf16) -> Self::V;
@@ -84,6 +74,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let _ = (a, b);
         sum
     }
+    /// Asks for the cache line at `at` to be brought to the first-level cache. Any address will do.
+    fn near(self, at: *const u8) {
+        let _ = at;
+    }
+
     /// Asks for the cache line at `at` to be brought to the second-level cache. Any address will do.
     fn prefetch(self, at: *const u8) {
         let _ = at;

@@ -62,7 +62,12 @@ impl<T: Float> Store<'_, T> {
                 if bias.is_some() || factors.is_some() {
                     scale(unit, factor, sums, bias.is_some().then_some(&*line));
                 }
-                let place = index.map_or(row, |index| index[row] as usize) * columns + start;
+                let place = |row: usize| index.map_or(row, |index| index[row] as usize) * columns + start;
+                if let Some(next) = task.soon(row) {
+                    let place = place(next);
+                    out.near(unit, place..place + len);
+                }
+                let place = place(row);
                 // SAFETY: each task has its own columns of its own rows, and no two rows are stored at one place.
                 narrow(unit, sums, unsafe { out.part(place..place + len) });
             }

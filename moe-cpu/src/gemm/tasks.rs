@@ -66,6 +66,13 @@ pub(crate) struct Task {
     pub(crate) columns: Range<usize>,
 }
 
+impl Task {
+    /// The row whose places may be asked for while `row` is finished.
+    pub(crate) fn soon(&self, row: usize) -> Option<usize> {
+        Some(row + 2).filter(|next| *next < self.rows.end)
+    }
+}
+
 impl Grid<'_> {
     /// Rows of a group's blocks, and how many there are.
     fn blocks(&self, group: usize) -> (usize, usize) {

@@ -26,8 +26,6 @@ pub(crate) enum Layout {
 pub(crate) enum Leave {
     /// overwrite
     Store,
-    /// overwrite, past the caches; the target is aligned to vectors
-    Stream,
     /// add to what is there
     Add,
 }
@@ -68,8 +66,17 @@ struct Tile<T> {
     first: bool,
     /// and from one row of it to the next
     target: Option<(*mut f32, usize, Leave)>,
+    /// and bytes of it for each period
     ahead: *const u8,
     ahead_step: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Steps that take a cache line of the left block for each row.
+const fn period<S: Simd, T: Float>() -> usize {
+    LINE / (4 * if S::DOT { 1 } else { T::STEP })
 }
 
 impl<T: Float> Job for Tiles<'_, T> {
@@ -88,13 +95,11 @@ impl<T: Float> Job for Tiles<'_, T> {
             Layout::Rows => assert!(left.len() >= rows * BLOCK),
             Layout::Columns => assert!(left.len() >= count * S::ROWS * steps * T::slots::<S>()),
         }
-        if let Some(Target { place, leave }) = &target {
+        if let Some(Target { place, .. }) = &target {
             assert!(layout == Layout::Columns && place.rows() >= rows && place.columns() >= S::COLS);
-            assert!(*leave != Leave::Stream || place.is_aligned(S::LANES));
         }
-        // An address without memory behind it would be looked up in vain at every step.
-        let ahead = if ahead.is_empty() { panel } else { ahead };
-        let ahead_step = size_of_val(ahead).div_ceil((count * steps).max(1));
+        let period = period::<S, T>();
+        let ahead_step = size_of_val(ahead).div_ceil(count * steps.div_ceil(period).max(1));
         for at in 0..count {
             // Tiles of equal height leave none too low to keep the multipliers busy.
             let (start, end) = match layout {
@@ -108,15 +113,12 @@ impl<T: Float> Job for Tiles<'_, T> {
             };
             let target =
                 target.as_ref().map(|Target { place, leave }| (place.row(start), place.pitch(), *leave));
-            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * steps * ahead_step);
+            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * steps.div_ceil(period) * ahead_step);
             let tile =
                 Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead, ahead_step };
             // SAFETY: by the assertions, `end - start` rows of the left block, of the sums and of the target, and
             // `steps` steps of the panel and `BEHIND` elements, lie in their places.
             unsafe { of_height(s, end - start, layout, tile) };
-        }
-        if target.is_some_and(|target| target.leave == Leave::Stream) {
-            s.fence();
         }
     }
 }
@@ -165,14 +167,35 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
             }
         }
     }
+    if COLUMNS && let Some((start, pitch, _)) = tile.target {
+        // The sums find their places in the cache when they are complete.
+        for row in 0..M {
+            for at in (0..S::COLS).step_by(LINE / 4) {
+                s.near(start.wrapping_add(row * pitch + at).cast());
+            }
+        }
+    }
     let (mut left, mut panel, mut ahead) = (tile.left, tile.panel, tile.ahead);
-    for _ in 0..tile.steps {
-        s.prefetch(ahead);
-        // SAFETY: the caller's promise.
-        unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };
-        left = left.wrapping_add(T::slots::<S>() * across);
-        panel = panel.wrapping_add(T::STEP * S::COLS);
+    let (whole, period) =
+        (if COLUMNS { tile.steps * T::slots::<S>() * S::ROWS } else { M * BLOCK }, period::<S, T>());
+    let mut steps = tile.steps;
+    while steps > 0 {
+        let run = steps.min(period);
+        steps -= run;
+        for row in 0..M {
+            // The next tile's rows.
+            s.near(left.wrapping_add(whole + row * if COLUMNS { LINE / 4 } else { BLOCK }).cast());
+        }
+        for line in (0..tile.ahead_step).step_by(LINE) {
+            s.prefetch(ahead.wrapping_add(line));
+        }
         ahead = ahead.wrapping_add(tile.ahead_step);
+        for _ in 0..run {
+            // SAFETY: the caller's promise.
+            unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };
+            left = left.wrapping_add(T::slots::<S>() * across);
+            panel = panel.wrapping_add(T::STEP * S::COLS);
+        }
     }
     if COLUMNS && let Some((start, pitch, leave)) = tile.target {
         for (row, sums) in sums.iter().enumerate() {
@@ -182,7 +205,6 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
                     let at = start.add(row * pitch + half * S::LANES);
                     match leave {
                         Leave::Store => s.store(*sum, at),
-                        Leave::Stream => s.stream(*sum, at),
                         Leave::Add => s.store(s.add(s.load(at), *sum), at),
                     }
                 }

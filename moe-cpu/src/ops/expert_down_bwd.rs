@@ -54,16 +54,21 @@ impl<T: Float> Finish<'_, T> {
         let columns = &task.columns;
         let mut unwanted = [0.0; MAX_COLUMNS / CHUNK];
         for (at, row) in task.rows.clone().enumerate() {
-            let part = |half: usize| {
+            let part = |row: usize, half: usize| {
                 row * up + half * hidden + columns.start..row * up + half * hidden + columns.end
             };
+            let whole = |row: usize| row * hidden + columns.start..row * hidden + columns.end;
+            if let Some(next) = task.soon(row) {
+                (0..2).for_each(|half| self.h.near(self.crew.unit, part(next, half)));
+                self.a.near(self.crew.unit, whole(next));
+            }
             let (first, count) =
                 (row * chunks(self.dims) + columns.start / CHUNK, columns.len().div_ceil(CHUNK));
             // SAFETY: each task has its own rows, and its own columns of both halves and chunks of columns.
             let (h, a, partial) = unsafe {
                 (
-                    [self.h.part(part(0)), self.h.part(part(1))],
-                    self.a.part(row * hidden + columns.start..row * hidden + columns.end),
+                    [self.h.part(part(row, 0)), self.h.part(part(row, 1))],
+                    self.a.part(whole(row)),
                     self.partial.as_ref().map(|partial| partial.part(first..first + count)),
                 )
             };

@@ -31,13 +31,18 @@ impl<T: Float> Finish<'_, T> {
         let (hidden, up) = (self.dims.hidden, self.dims.up_width());
         let columns = &task.columns;
         for (at, row) in task.rows.clone().enumerate() {
-            let part = |half: usize| {
+            let part = |row: usize, half: usize| {
                 row * up + half * hidden + columns.start..row * up + half * hidden + columns.end
             };
+            let whole = |row: usize| row * hidden + columns.start..row * hidden + columns.end;
+            if let Some(next) = task.soon(row) {
+                self.a.near(self.crew.unit, whole(next));
+                self.h.iter().for_each(|h| (0..2).for_each(|half| h.near(self.crew.unit, part(next, half))));
+            }
             // SAFETY: each task has its own rows and columns of both halves.
-            let h = self.h.as_ref().map(|h| unsafe { [h.part(part(0)), h.part(part(1))] });
+            let h = self.h.as_ref().map(|h| unsafe { [h.part(part(row, 0)), h.part(part(row, 1))] });
             // SAFETY: as above.
-            let a = unsafe { self.a.part(row * hidden + columns.start..row * hidden + columns.end) };
+            let a = unsafe { self.a.part(whole(row)) };
             let sums = space.row(at).map(|sums| &*sums);
             swiglu::Up { sums, h, a }.run_on(self.crew.unit);
         }

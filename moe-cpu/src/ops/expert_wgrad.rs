@@ -4,58 +4,51 @@ use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
-    Crew, Factors, Float, Leave, MAX_COLUMNS, MAX_ROWS, Outer, OuterSpace, Rows, SLACK, Scratch, Shared,
-    bytes, outer_path, share,
+    Crew, Factors, Float, Leave, MAX_ROWS, Outer, OuterSpace, Rows, SLACK, Scratch, Shared, bytes,
+    outer_path, share, width,
 };
 use core::ops::Range;
 use moe_core::ops::{ExpertWgrad, ExpertWgradArgs, WgradDims};
 use moe_core::{Device, Kernel, Op, Out, Path, ShapeError, View, ViewMut, check_index, check_offsets};
 
-/// Bytes of a gradient from which on it is written past the caches, where nothing of it would be left to read.
-const STREAM: usize = 32 << 20;
-
 /// The rectangles of all gradients, and where they go.
 struct Rectangles<'a, T> {
     dims: &'a WgradDims,
     offsets: &'a [u32],
+    /// columns of a rectangle
+    width: usize,
     outer: Outer<'a, T>,
     bias_factors: Option<Factors<'a>>,
     dw: Shared<'a, f32>,
-    /// The gradient is larger than caches.
-    stream: bool,
     dbias: Option<Shared<'a, f32>>,
 }
 
-fn each(crew: &Crew) -> usize {
-    OuterSpace::bytes(crew.unit) + 2 * bytes::<f32>(MAX_ROWS) + SLACK
+fn each() -> usize {
+    OuterSpace::bytes() + 2 * bytes::<f32>(MAX_ROWS) + SLACK
 }
 
 impl<T: Float> Rectangles<'_, T> {
     /// Rectangles of a gradient, across and down. A gradient without columns still has a bias.
     fn across(&self) -> usize {
-        self.dims.right.div_ceil(MAX_COLUMNS).max(1)
+        self.dims.right.div_ceil(self.width.max(1)).max(1)
     }
 
     fn down(&self) -> usize {
         self.dims.left.div_ceil(MAX_ROWS)
     }
 
-    /// Neighbours share their left columns.
+    /// Neighbours share their right columns, which are the dearer to bring.
     fn run(&self, number: usize, space: &mut OuterSpace<'_>, mut scratch: Scratch<'_>) {
         let WgradDims { left, right, .. } = *self.dims;
         let (across, down) = (self.across(), self.down());
         let (expert, at) = (number / (across * down), number % (across * down));
         let rows = self.offsets[expert] as usize..self.offsets[expert + 1] as usize;
         let block = |at: usize, size: usize, end: usize| at * size..end.min((at + 1) * size);
-        let (i, j) = (block(at / across, MAX_ROWS, left), block(at % across, MAX_COLUMNS, right));
+        let (i, j) = (block(at % down, MAX_ROWS, left), block(at / down, self.width, right));
         let start = (expert * left + i.start) * right + j.start;
         // SAFETY: each rectangle is one task's.
         let place = unsafe { self.dw.rectangle(start, right, [i.len(), j.len()]) };
-        let leave = match self.dims.accumulate {
-            true => Leave::Add,
-            false if self.stream && place.is_aligned(self.outer.unit.cols()) => Leave::Stream,
-            false => Leave::Store,
-        };
+        let leave = if self.dims.accumulate { Leave::Add } else { Leave::Store };
         self.outer.run(rows.clone(), i.clone(), j.clone(), (place, leave), space);
         if let (Some(dbias), 0) = (&self.dbias, j.start) {
             let (room, line) = (scratch.take::<f32>(i.len()), scratch.take::<f32>(i.len()));
@@ -89,7 +82,7 @@ fn check_values<T: Float>(
 
 impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
     fn scratch(&self, _: &WgradDims) -> usize {
-        self.threads() * each(&Crew::of(self))
+        self.threads() * each()
     }
 
     fn launch(
@@ -108,9 +101,11 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
             _ => Rows::plain(values, width),
         };
         let factors = |values| Factors { values, index };
+        let deepest = offsets.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0);
         let rectangles = Rectangles {
             dims,
             offsets,
+            width: width(crew.unit, deepest, dims.right),
             outer: Outer {
                 unit: crew.unit,
                 left: rows(args.left.host(), dims.left, dims.gather_left),
@@ -118,16 +113,15 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
                 factors: args.right_weights.map(View::host).map(factors),
             },
             bias_factors: args.bias_weights.map(View::host).map(factors),
-            stream: args.dw.len() * size_of::<f32>() >= STREAM,
             dw: Shared::new(args.dw.host()),
             dbias: args.dbias.map(|dbias| Shared::new(ViewMut::host(dbias))),
         };
         let total = dims.experts * rectangles.across() * rectangles.down();
         let scratch = scratch.host();
         self.enter(|| {
-            share(crew.threads, total, scratch, each(&crew), |queue, scratch| {
+            share(crew.threads, total, scratch, each(), |queue, scratch| {
                 let mut scratch = Scratch::new(scratch);
-                let mut space = OuterSpace::new(crew.unit, &mut scratch);
+                let mut space = OuterSpace::new(&mut scratch);
                 queue.for_each(|number| rectangles.run(number, &mut space, scratch.again()));
             });
         });

@@ -3,5 +3,7 @@
 mod curves;
 mod hosts;
 mod launchers;
+#[path = "../../../moe-dist/tests/network/mod.rs"]
+mod network;
 mod processes;
 mod rig;

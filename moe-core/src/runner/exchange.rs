@@ -7,8 +7,8 @@
 use super::arrived::{Arrived, Splits};
 use super::saved::Routing;
 use super::share::Room;
-use super::table::Table;
-use super::{Plan, limit};
+use super::table::{EXTRA, Table};
+use super::{Plan, alike, limit};
 use crate::collective::Collective;
 use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::{Device, Path};
@@ -27,7 +27,7 @@ pub const COUNTS: OpId = OpId("all_gather counts");
 
 /// Workspace of the exchange.
 pub(super) struct Exchange<D: Device, T: Scalar> {
-    /// (ep, E + 2): every rank's offsets and its room
+    /// (ep, E + 1 + EXTRA): every rank's offsets and what it adds to them
     gathered: D::Owned<u32>,
     words: Vec<u32>,
     upload: Vec<u32>,
@@ -59,8 +59,8 @@ impl<T: Scalar, D: MoeDevice<T>> Exchange<D, T> {
         let most = room.rows.max(room.slots);
         let again = training && config.memory == MemoryPolicy::Recompute;
         Ok(Self {
-            gathered: session.alloc(ranks * (experts + 2))?,
-            words: vec![0; ranks * (experts + 2)],
+            gathered: session.alloc(ranks * (experts + 1 + EXTRA))?,
+            words: vec![0; ranks * (experts + 1 + EXTRA)],
             upload: Vec::with_capacity(experts.max(ranks + 1)),
             rows: session.alloc(most * width)?,
             values: session.alloc(most)?,
@@ -76,7 +76,8 @@ impl<T: Scalar, D: MoeDevice<T>> Exchange<D, T> {
     /// Decides how rows will travel, from the routing of every rank; returns the plan with the rows that arrive.
     ///
     /// # Errors
-    /// [`Error::Limit`] on every rank alike if one has no room for its rows; nothing has travelled then.
+    /// [`Error::Limit`] on every rank alike if one has no room for its rows, [`Error::Config`] if one has another layer or limits that
+    /// do not go together; nothing has travelled then.
     pub(super) fn agree<C: Collective<D>>(
         &mut self,
         session: &mut Session<D>,
@@ -87,7 +88,7 @@ impl<T: Scalar, D: MoeDevice<T>> Exchange<D, T> {
     ) -> Result<Plan, Error<D::Error>> {
         let ep = plan.config.place.ep;
         let (experts, here) = (plan.config.experts, plan.config.part().experts);
-        let words = experts + 2;
+        let words = experts + 1 + EXTRA;
         let gathered = first_mut::<D, u32>(&mut self.gathered, ep.size * words)?;
         self.receive.clear();
         self.receive.resize(ep.size, words);
@@ -97,6 +98,7 @@ impl<T: Scalar, D: MoeDevice<T>> Exchange<D, T> {
         let all = &mut self.words[..ep.size * words];
         session.download(first::<D, u32>(&self.gathered, ep.size * words)?, all)?;
         let table = Table { words: &self.words[..ep.size * words], experts, ranks: ep.size };
+        alike::check("ep", table.alike())?;
         for to in 0..ep.size {
             let rows = (0..ep.size).map(|from| table.rows(from, to)).sum();
             limit("rows that arrive on a rank", rows, table.room(to))?;

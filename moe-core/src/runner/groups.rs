@@ -1,10 +1,14 @@
 //! Groups: the ranks that one layer is spread over, by what they share.
 
+use super::alike;
 use crate::collective::{Collective, Solo};
 use crate::config::{Axis, Place};
 use crate::device::Device;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Error};
+use crate::session::Session;
+use crate::view::{whole, whole_mut};
 use alloc::format;
+use alloc::vec;
 
 /// This rank's ends of the groups that a layer's steps exchange rows, sums and counts in. A group of one rank costs nothing.
 ///
@@ -46,5 +50,40 @@ impl<C> Groups<C> {
             }
         }
         Ok(())
+    }
+
+    /// Those of several ranks.
+    fn spread<D: Device>(&mut self) -> impl Iterator<Item = (&'static str, &mut C)>
+    where
+        C: Collective<D>,
+    {
+        let Self { ep, tp, cp, dp } = self;
+        let named = [("ep", ep), ("tp", tp), ("cp", cp), ("dp", dp)];
+        named.into_iter().filter(|(_, group)| group.size() > 1)
+    }
+
+    /// Compares a word of [`alike`] with those of all ranks of every group.
+    pub(super) fn agree<D: Device>(&mut self, session: &Session<D>, word: u32) -> Result<(), Error<D::Error>>
+    where
+        C: Collective<D>,
+    {
+        for (name, group) in self.spread() {
+            let size = group.size();
+            let (mut own, mut all, mut words) = (session.alloc(1)?, session.alloc(size)?, vec![0; size]);
+            session.upload(&[word], whole_mut::<D, u32>(&mut own))?;
+            let (source, target) = (whole::<D, u32>(&own), whole_mut::<D, u32>(&mut all));
+            group.all_gather(session.stream(), source, target, &vec![1; size])?;
+            session.download(whole::<D, u32>(&all), &mut words)?;
+            alike::check(name, words.into_iter())?;
+        }
+        Ok(())
+    }
+
+    /// Tells all other ranks that this one will not go on.
+    pub(super) fn abort<D: Device>(&mut self)
+    where
+        C: Collective<D>,
+    {
+        self.spread().for_each(|(_, group)| group.abort());
     }
 }

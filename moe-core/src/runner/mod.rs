@@ -1,5 +1,6 @@
 //! Runner: a stream, a workspace sized once, and the steps of the layer. One per thread, used by all layers of a size.
 
+mod alike;
 mod arrived;
 mod backward;
 mod backward_ops;
@@ -143,18 +144,42 @@ impl<T: Scalar, D: MoeDevice<T>> Runner<D, T> {
 }
 
 impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
-    /// A runner for the part of a layer that is at `config.place`, with the groups of that place.
+    /// A runner for the part of a layer that is at `config.place`, with the groups of that place. The ranks of the groups
+    /// make theirs together.
     ///
     /// # Errors
-    /// [`Error::Config`], also if the groups are not those of the place; [`Error::Device`] if memory runs out.
+    /// [`Error::Config`], also if the groups are not those of the place, or another rank has another layer or limits that do not go together;
+    /// [`Error::Device`] if memory runs out, which the other ranks are told; [`Error::Collective`].
     pub fn with_groups(
         device: &D,
         config: &MoeConfig,
         limits: Limits,
-        groups: Groups<C>,
+        mut groups: Groups<C>,
     ) -> Result<Self, Error<D::Error>> {
-        config.validate()?;
-        groups.check::<D>(&config.place)?;
+        let made = config.validate().and_then(|()| groups.check::<D>(&config.place));
+        match made.map_err(Error::Config).and_then(|()| Self::parts(device, config, limits)) {
+            Ok(parts) => {
+                let mut runner = parts(groups);
+                let agreed = runner.groups.agree(&runner.session, alike::word(config, &limits));
+                if agreed.is_err() {
+                    // Ranks that no group of this one is shared with may wait for those that have heard.
+                    runner.groups.abort();
+                }
+                agreed.map(|()| runner)
+            }
+            Err(error) => {
+                groups.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// All of a runner but its groups.
+    fn parts(
+        device: &D,
+        config: &MoeConfig,
+        limits: Limits,
+    ) -> Result<impl FnOnce(Groups<C>) -> Self + use<T, D, C>, Error<D::Error>> {
         let Limits { tokens, sequences, training, padded, .. } = limits;
         crate::within(OpId("runner"), "sequences", 1, tokens.max(1), sequences)?;
         let (part, room) = (config.part(), Room::of(config, &limits)?);
@@ -179,25 +204,32 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             None
         };
         let backward = if training { Some(Backward::new(&session, config, &room)?) } else { None };
-        let runner = Self {
+        let (config, batch) = (*config, BatchState::with_room(sequences, config));
+        let whole = Cached { buffer: session.alloc(2)?, value: None };
+        let bias_rate = Cached { buffer: session.alloc(1)?, value: None };
+        let a = session.alloc(room.rows * part.hidden.len())?;
+        let y = session.alloc(room.rows.max(room.slots) * config.width)?;
+        let edge = Edge::new(&session, &config, &room)?;
+        let gathered = Gathered::new(&session, &config, &room, training)?;
+        let inference = Some(Saved::new(&session, &config, &limits, false)?);
+        session.sync()?;
+        Ok(move |groups| Self {
+            session,
             groups,
-            config: *config,
+            config,
             limits,
-            batch: BatchState::with_room(sequences, config),
-            whole: Cached { buffer: session.alloc(2)?, value: None },
-            bias_rate: Cached { buffer: session.alloc(1)?, value: None },
-            a: session.alloc(room.rows * part.hidden.len())?,
-            y: session.alloc(room.rows.max(room.slots) * config.width)?,
+            batch,
+            whole,
+            bias_rate,
+            a,
+            y,
             shared,
             exchange,
-            edge: Edge::new(&session, config, &room)?,
-            gathered: Gathered::new(&session, config, &room, training)?,
+            edge,
+            gathered,
             backward,
-            inference: Some(Saved::new(&session, config, &limits, false)?),
-            session,
-        };
-        runner.session.sync()?;
-        Ok(runner)
+            inference,
+        })
     }
 
     /// What backward will need of a forward pass of this layer; one per layer and micro-batch in flight.
@@ -275,15 +307,22 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     }
 
     /// Runs a step where launches are cheapest. A step that waits for other ranks must not hold a place in a thread pool
-    /// that they may share, so its launches go there one by one.
-    fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+    /// that they may share, so its launches go there one by one; and if this rank's device fails in it, they are told, since
+    /// they wait for what will not come.
+    fn enter<R: Send>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<R, Error<D::Error>> + Send,
+    ) -> Result<R, Error<D::Error>> {
         let Groups { ep, tp, cp, dp } = &self.groups;
         if [ep, tp, cp, dp].iter().all(|group| group.size() == 1) {
             let device = self.session.device().clone();
-            device.enter(|| work(self))
-        } else {
-            work(self)
+            return device.enter(|| work(self));
         }
+        let done = work(self);
+        if let Err(Error::Device(_) | Error::Injected(_)) = &done {
+            self.groups.abort();
+        }
+        done
     }
 
     /// Whether other ranks have tokens of the same step.

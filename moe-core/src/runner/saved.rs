@@ -1,9 +1,10 @@
 //! Saved: what backward needs of a forward pass, one per layer and micro-batch in flight.
 
-use super::Limits;
 use super::arrived::{Arrived, Side};
 use super::batch::BatchState;
 use super::share::{Room, Share};
+use super::table::EXTRA;
+use super::{Limits, alike};
 use crate::config::{MemoryPolicy, MoeConfig};
 use crate::device::Device;
 use crate::error::Error;
@@ -55,11 +56,13 @@ impl<T: Scalar, D: MoeDevice<T>> Routing<D, T> {
         let MoeConfig { experts, place, .. } = *config;
         let Room { routed, slots, rows, .. } = Room::of(config, limits)?;
         let sequences = limits.sequences;
-        // With expert parallelism the offsets travel, and with them how many rows there is room for on this rank.
-        let mut offsets = session.alloc(experts + 2)?;
+        // With expert parallelism the offsets travel, and with them how many rows there is room for on this rank, and what must
+        // be alike.
+        let mut offsets = session.alloc(experts + 1 + EXTRA)?;
         if place.ep.size > 1 {
-            session
-                .upload(&[rows as u32], whole_mut::<D, u32>(&mut offsets).slice(experts + 1..experts + 2)?)?;
+            let added: [u32; EXTRA] = [rows as u32, alike::word(config, limits)];
+            let after = experts + 1..experts + 1 + EXTRA;
+            session.upload(&added, whole_mut::<D, u32>(&mut offsets).slice(after)?)?;
         }
         let losses = if training {
             Some(Losses {

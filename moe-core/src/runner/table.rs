@@ -1,6 +1,9 @@
 //! Table: the offsets that all ranks have gathered, and what follows from them.
 
-/// Every rank's offsets, (ranks, experts + 2), the last being the rank's room for rows.
+/// Words that a rank adds to its offsets: its room for rows, and what must be [`alike`](super::alike).
+pub(super) const EXTRA: usize = 2;
+
+/// Every rank's offsets and what follows them, (ranks, experts + 1 + EXTRA).
 pub(super) struct Table<'a> {
     pub(super) words: &'a [u32],
     pub(super) experts: usize,
@@ -8,12 +11,22 @@ pub(super) struct Table<'a> {
 }
 
 impl Table<'_> {
+    fn row(&self, rank: usize) -> &[u32] {
+        let words = self.experts + 1 + EXTRA;
+        &self.words[rank * words..][..words]
+    }
+
     pub(super) fn offsets(&self, rank: usize) -> &[u32] {
-        &self.words[rank * (self.experts + 2)..][..self.experts + 1]
+        &self.row(rank)[..self.experts + 1]
     }
 
     pub(super) fn room(&self, rank: usize) -> usize {
-        self.words[rank * (self.experts + 2) + self.experts + 1] as usize
+        self.row(rank)[self.experts + 1] as usize
+    }
+
+    /// What must be alike, rank by rank.
+    pub(super) fn alike(&self) -> impl Iterator<Item = u32> {
+        (0..self.ranks).map(|rank| self.row(rank)[self.experts + 2])
     }
 
     /// Rows of one rank for one expert.
@@ -42,8 +55,8 @@ impl Table<'_> {
 mod tests {
     use super::*;
 
-    /// Two ranks with two experts each: offsets of four experts, then the rank's room.
-    const WORDS: [u32; 12] = [0, 1, 3, 3, 7, 9, 0, 0, 2, 4, 4, 8];
+    /// Two ranks with two experts each: offsets of four experts, then the rank's room and what must be alike.
+    const WORDS: [u32; 14] = [0, 1, 3, 3, 7, 9, 5, 0, 0, 2, 4, 4, 8, 6];
 
     #[test]
     fn segments_are_the_rows_of_a_ranks_experts() {
@@ -52,5 +65,6 @@ mod tests {
         assert_eq!(rows, [3, 4, 2, 2]);
         assert_eq!((table.count(0, 1), table.count(1, 3)), (2, 0));
         assert_eq!((table.extremes(), [table.room(0), table.room(1)]), ((2, 4), [9, 8]));
+        assert!(table.alike().eq([5, 6]));
     }
 }

@@ -1,6 +1,8 @@
 //! A rank is killed or stopped at every point of every operation: the others say so in time, and leave nothing behind.
 
 mod hosts;
+#[path = "../network/mod.rs"]
+mod network;
 
 use moe_dist::Launch;
 use rustix::process::{Pid, Signal, kill_process};

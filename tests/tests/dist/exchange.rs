@@ -5,9 +5,9 @@ use crate::equality::run;
 use crate::layout::Shape;
 use crate::ranks::on_ranks;
 use moe_core::ndarray::Array2;
-use moe_core::ops::{RouteRule, Selection};
+use moe_core::ops::{RouteRule, Selection, Sort};
 use moe_core::{
-    Axis, BalanceLoss, Batch, Error, Groups, Host, HostError, Limits, MoeConfig, MoeLayer, Place, Runner,
+    Axis, BalanceLoss, Batch, Error, Groups, Host, HostError, Limits, MoeConfig, MoeLayer, Op, Place, Runner,
     Sizes, Solo,
 };
 use moe_dist::mesh::{Degrees, Mesh};
@@ -61,10 +61,7 @@ fn config() -> MoeConfig {
 
 /// A rank of two that share the experts, with room for `received` rows.
 fn runner(world: &World, config: &mut MoeConfig, received: Option<usize>) -> Runner<Host, f64, Group<Host>> {
-    let mesh = mesh(Degrees { dp_shard: 2, ep: 2, ..Degrees::default() });
-    config.place = mesh.place(&mesh.seat(world.rank()).expect("a rank"), false);
-    let mut make = |name, ranks: &[usize]| world.group(&Host, name, ranks);
-    let groups = mesh.groups_of(world.rank(), &mut make).expect("groups");
+    let groups = groups(world, config);
     let limits = Limits { received, ..Limits::training(8) };
     Runner::with_groups(&Host, config, limits, groups).expect("a runner")
 }
@@ -87,6 +84,84 @@ fn more_rows_than_a_rank_has_room_for_are_the_same_error_on_every_rank_and_the_s
     });
     assert_eq!(ends[0], ends[1]);
     assert!(ends[0].contains("rows that arrive on a rank"), "{}", ends[0]);
+}
+
+/// A rank of two that share the experts with groups, to make a runner with.
+fn groups(world: &World, config: &mut MoeConfig) -> Groups<Group<Host>> {
+    let mesh = mesh(Degrees { dp_shard: 2, ep: 2, ..Degrees::default() });
+    config.place = mesh.place(&mesh.seat(world.rank()).expect("a rank"), false);
+    let mut make = |name, ranks: &[usize]| world.group(&Host, name, ranks);
+    mesh.groups_of(world.rank(), &mut make).expect("groups")
+}
+
+#[test]
+fn ranks_that_were_given_different_layers_or_limits_say_so() {
+    let mistakes: [fn(&mut MoeConfig, &mut Limits); 4] = [
+        |_, limits| limits.tokens = 7,
+        |_, limits| limits.padded = true,
+        |config, _| config.rule.scale = 2.0,
+        |config, _| config.hidden = 5,
+    ];
+    for mistake in mistakes {
+        let refusals = on_ranks(2, |world| {
+            let (mut config, mut limits) = (config(), Limits::training(8));
+            if world.rank() == 1 {
+                mistake(&mut config, &mut limits);
+            }
+            let groups = groups(&world, &mut config);
+            let made = Runner::<Host, f64, _>::with_groups(&Host, &config, limits, groups);
+            made.err().expect("a refusal").to_string()
+        });
+        assert!(
+            refusals.iter().all(|refusal| refusal.contains("another on rank 1 than on rank 0 of ep")),
+            "{refusals:?}"
+        );
+    }
+}
+
+#[test]
+fn a_layer_that_is_another_on_one_rank_is_refused_before_rows_travel_and_the_next_is_not() {
+    let refusals = on_ranks(2, |world| {
+        let mut config = config();
+        let mut runner = runner(&world, &mut config, None);
+        let mut forward = |config: &MoeConfig| {
+            let layer = MoeLayer::init(&Host, config, 3).expect("a layer");
+            let mut saved = runner.saved(config).expect("room");
+            let x = runner.upload(Array2::ones((3, 4)).view()).expect("x");
+            let mut y = runner.like(&x).expect("y");
+            runner.forward_train(&layer, &x, &mut saved, &mut y)
+        };
+        let mut other = config;
+        other.hidden -= world.rank();
+        let error = forward(&other).expect_err("a refusal");
+        forward(&config).expect("the same layer");
+        error.to_string()
+    });
+    assert!(
+        refusals.iter().all(|refusal| refusal.contains("another on rank 1 than on rank 0 of ep")),
+        "{refusals:?}"
+    );
+}
+
+#[test]
+fn a_rank_whose_device_fails_tells_the_others_at_once() {
+    let ends = on_ranks(2, |world| {
+        let mut config = config();
+        let mut runner = runner(&world, &mut config, None);
+        let layer = MoeLayer::init(&Host, &config, 3).expect("a layer");
+        let mut saved = runner.saved(&config).expect("room");
+        let x = runner.upload(Array2::ones((3, 4)).view()).expect("x");
+        let mut y = runner.like(&x).expect("y");
+        if world.rank() == 1 {
+            runner.session_mut().trace_mut().fail(Sort::<f64>::ID, 0);
+        }
+        let begin = std::time::Instant::now();
+        let error = runner.forward_train(&layer, &x, &mut saved, &mut y).expect_err("a failure");
+        assert!(begin.elapsed() < std::time::Duration::from_secs(60), "at once, not at the deadline");
+        error.to_string()
+    });
+    assert_eq!(ends[1], "sort: injected fault");
+    assert!(ends[0].starts_with("rank 1 aborted the group"), "{}", ends[0]);
 }
 
 #[test]

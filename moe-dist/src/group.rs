@@ -1,14 +1,14 @@
 //! Group: a process group on a device. Checks arguments, brings elements to the host where a device keeps its own, and runs the
 //! collective on them.
 
+use crate::called::{Called, Sides};
 use crate::collectives;
 use crate::frame::Operation;
-use crate::member::{Call, Called, Member};
+use crate::member::{Call, Member};
 use crate::staging::{self, Before, Staging};
 use crate::transport::Stop;
 use moe_core::{
-    BackendError, Collective, CollectiveError, CollectiveFault, Device, Elem, In, OpId, Out, Reduce,
-    Reducible, ShapeError, expect, within,
+    BackendError, Collective, CollectiveError, CollectiveFault, Device, Elem, In, Out, Reduce, Reducible,
 };
 use std::fmt;
 use std::time::Duration;
@@ -45,14 +45,6 @@ impl<D: Device> Group<D> {
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.member.set_timeout(timeout);
     }
-
-    /// Counts the operation and checks its arguments; a wrong one closes the world, for the others wait for this rank.
-    fn begin(&mut self, operation: Operation, check: Result<(), ShapeError>) -> Result<(), CollectiveError> {
-        self.member.begin()?;
-        check.map_err(|error| {
-            self.member.give_up(operation, CollectiveFault::Argument, error.to_string()).because(error)
-        })
-    }
 }
 
 impl<D: Device> fmt::Debug for Group<D> {
@@ -77,13 +69,11 @@ impl<D: Device> Collective<D> for Group<D> {
         values: Out<'_, D, T>,
     ) -> Result<(), CollectiveError> {
         let operation = Operation::AllReduce;
-        self.begin(operation, Ok(()))?;
+        let called = self.member.begin(operation, Ok(Called::all_reduce(T::DTYPE, how, values.len())))?;
         if self.size() == 1 {
             return Ok(());
         }
         let Self { device, member, scratch, target: staging, .. } = self;
-        let called =
-            Called { reduce: Some(how), elements: values.len(), ..Called::new(operation, Some(T::DTYPE)) };
         let work =
             |values: &mut [T]| member.run(called, |call| collectives::all_reduce(call, how, values, scratch));
         let done = staging::write(device, stream, values, Before::Keep, staging, work);
@@ -97,15 +87,12 @@ impl<D: Device> Collective<D> for Group<D> {
         target: Out<'_, D, T>,
         counts: &[usize],
     ) -> Result<(), CollectiveError> {
-        let operation = Operation::AllGather;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "counts", counts, "target", target.len());
-        self.begin(operation, check.and_then(|()| length(operation, "source", counts[me], source.len())))?;
-        if size == 1 {
-            return self.copy(operation, stream, source, target);
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::all_gather(self.member.place(), T::DTYPE, sides, counts);
+        let called = self.member.begin(Operation::AllGather, called)?;
+        if self.size() == 1 {
+            return self.copy(called.operation, stream, source, target);
         }
-        let called =
-            Called { elements: target.len(), counts: Some(counts), ..Called::new(operation, Some(T::DTYPE)) };
         self.move_over(stream, source, target, called, |call, source, target, _| {
             collectives::all_gather(call, source, target, counts)
         })
@@ -119,19 +106,12 @@ impl<D: Device> Collective<D> for Group<D> {
         target: Out<'_, D, T>,
         counts: &[usize],
     ) -> Result<(), CollectiveError> {
-        let operation = Operation::ReduceScatter;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "counts", counts, "source", source.len());
-        self.begin(operation, check.and_then(|()| length(operation, "target", counts[me], target.len())))?;
-        if size == 1 {
-            return self.copy(operation, stream, source, target);
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::reduce_scatter(self.member.place(), T::DTYPE, how, sides, counts);
+        let called = self.member.begin(Operation::ReduceScatter, called)?;
+        if self.size() == 1 {
+            return self.copy(called.operation, stream, source, target);
         }
-        let called = Called {
-            reduce: Some(how),
-            elements: source.len(),
-            counts: Some(counts),
-            ..Called::new(operation, Some(T::DTYPE))
-        };
         self.move_over(stream, source, target, called, |call, source, target, scratch| {
             collectives::reduce_scatter(call, how, source, target, counts, scratch)
         })
@@ -145,16 +125,12 @@ impl<D: Device> Collective<D> for Group<D> {
         target: Out<'_, D, T>,
         receive: &[usize],
     ) -> Result<(), CollectiveError> {
-        let operation = Operation::AllToAll;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "send", send, "source", source.len())
-            .and_then(|()| parts(operation, size, "receive", receive, "target", target.len()))
-            .and_then(|()| length(operation, "receive[rank]", send[me], receive[me]));
-        self.begin(operation, check)?;
-        if size == 1 {
-            return self.copy(operation, stream, source, target);
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::all_to_all(self.member.place(), T::DTYPE, sides, send, receive);
+        let called = self.member.begin(Operation::AllToAll, called)?;
+        if self.size() == 1 {
+            return self.copy(called.operation, stream, source, target);
         }
-        let called = Called::new(operation, Some(T::DTYPE));
         self.move_over(stream, source, target, called, |call, source, target, _| {
             collectives::all_to_all(call, source, send, target, receive)
         })
@@ -167,12 +143,12 @@ impl<D: Device> Collective<D> for Group<D> {
         values: Out<'_, D, T>,
     ) -> Result<(), CollectiveError> {
         let operation = Operation::Broadcast;
-        self.begin(operation, within(OpId(operation.name()), "root", 0, self.size() - 1, root))?;
+        let called = Called::broadcast(self.size(), T::DTYPE, root, values.len());
+        let called = self.member.begin(operation, called)?;
         if self.size() == 1 {
             return Ok(());
         }
         let Self { device, member, target: staging, .. } = self;
-        let called = Called { elements: values.len(), root, ..Called::new(operation, Some(T::DTYPE)) };
         let work = |values: &mut [T]| member.run(called, |call| collectives::broadcast(call, root, values));
         let before = if member.me() == root { Before::Keep } else { Before::Overwrite };
         let done = staging::write(device, stream, values, before, staging, work);
@@ -182,13 +158,13 @@ impl<D: Device> Collective<D> for Group<D> {
     /// Waits for this rank's stream, then for the other ranks.
     fn barrier(&mut self, stream: &D::Stream) -> Result<(), CollectiveError> {
         let operation = Operation::Barrier;
-        self.begin(operation, Ok(()))?;
+        let called = self.member.begin(operation, Ok(Called::barrier()))?;
         let Self { device, member, .. } = self;
         device.sync(stream).or_else(|error| device_failed(member, operation, error))?;
         if member.size() == 1 {
             return Ok(());
         }
-        member.run(Called::new(operation, None), collectives::barrier)
+        member.run(called, collectives::barrier)
     }
 
     fn abort(&mut self) {
@@ -234,28 +210,4 @@ fn device_failed(
     error: impl BackendError,
 ) -> Result<(), CollectiveError> {
     Err(member.give_up(operation, CollectiveFault::Device, error.to_string()).because(error))
-}
-
-pub(crate) fn length(
-    operation: Operation,
-    what: &'static str,
-    want: usize,
-    got: usize,
-) -> Result<(), ShapeError> {
-    expect(OpId(operation.name()), what, &[want], got)
-}
-
-/// There must be a count for each rank, and as many elements as the counts say.
-pub(crate) fn parts(
-    operation: Operation,
-    ranks: usize,
-    counts_name: &'static str,
-    counts: &[usize],
-    what: &'static str,
-    elements: usize,
-) -> Result<(), ShapeError> {
-    length(operation, counts_name, ranks, counts.len())?;
-    let total = counts.iter().try_fold(0_usize, |sum, &count| sum.checked_add(count));
-    let total = total.ok_or(ShapeError::Overflow { op: OpId(operation.name()), what: counts_name })?;
-    length(operation, what, total, elements)
 }

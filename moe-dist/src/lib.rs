@@ -34,6 +34,7 @@
 //! Groups of one world share its connections and take turns. Ranks must use groups that they have in common in the same order,
 //! which one thread per rank does by itself.
 
+mod called;
 pub mod channel;
 pub mod checkpoint;
 mod collectives;

@@ -1,12 +1,13 @@
 //! Member: a rank's place in a group, and the rounds of frames that a collective is made of.
 
+use crate::called::Called;
 use crate::fault::{self, Point};
 use crate::fingerprint;
 use crate::frame::{Header, Operation};
 use crate::notice::Notice;
 use crate::transport::{Pair, Stop, Transport};
 use crate::world::End;
-use moe_core::{CollectiveError, CollectiveFault, DType, Reduce};
+use moe_core::{CollectiveError, CollectiveFault, DType, ShapeError};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -21,25 +22,6 @@ pub(crate) struct Member {
     me: usize,
     timeout: Duration,
     sequence: u64,
-}
-
-/// What all members must have called alike.
-#[derive(Clone, Copy)]
-pub(crate) struct Called<'a> {
-    pub(crate) operation: Operation,
-    pub(crate) reduce: Option<Reduce>,
-    pub(crate) dtype: Option<DType>,
-    /// elements of the operation
-    pub(crate) elements: usize,
-    /// elements per rank
-    pub(crate) counts: Option<&'a [usize]>,
-    pub(crate) root: usize,
-}
-
-impl Called<'_> {
-    pub(crate) fn new(operation: Operation, dtype: Option<DType>) -> Self {
-        Self { operation, reduce: None, dtype, elements: 0, counts: None, root: 0 }
-    }
 }
 
 /// An operation under way; no other group of this rank's world runs one meanwhile.
@@ -90,9 +72,27 @@ impl Member {
     }
 
     /// Counts the next operation, or says why there will be none.
-    pub(crate) fn begin(&mut self) -> Result<(), CollectiveError> {
+    pub(crate) fn count(&mut self) -> Result<(), CollectiveError> {
         self.sequence += 1;
         self.open()
+    }
+
+    /// As [`count`](Self::count), with what this rank has called. Wrong arguments close the world, for the others wait for this rank.
+    pub(crate) fn begin<'a>(
+        &mut self,
+        operation: Operation,
+        called: Result<Called<'a>, ShapeError>,
+    ) -> Result<Called<'a>, CollectiveError> {
+        self.count()?;
+        let wrong = |error: ShapeError| {
+            self.give_up(operation, CollectiveFault::Argument, error.to_string()).because(error)
+        };
+        called.map_err(wrong)
+    }
+
+    /// This rank's place, and the number of ranks.
+    pub(crate) fn place(&self) -> [usize; 2] {
+        [self.me, self.ranks.len()]
     }
 
     /// Whether the world is open, or why not.

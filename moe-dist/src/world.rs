@@ -1,10 +1,11 @@
 //! World: all ranks, and the making of groups of them.
 
+use crate::called::Called;
 use crate::fingerprint::digest;
 use crate::frame::Operation;
 use crate::group::Group;
 use crate::launch::Launch;
-use crate::member::{Called, Member};
+use crate::member::Member;
 use crate::notice::Notice;
 use crate::transport::{Stop, Transport};
 use crate::{collectives, socket};

@@ -4,15 +4,14 @@ use super::NcclError;
 use super::calls::{self, Trouble};
 use super::communicator::Communicator;
 use super::line::{Line, refused};
+use crate::called::{Called, Sides};
 use crate::collectives;
 use crate::frame::Operation;
-use crate::group::{length, parts};
-use crate::member::{Called, Member};
+use crate::member::Member;
 use crate::transport::Stop;
 use crate::world::World;
 use moe_core::{
-    Collective, CollectiveError, CollectiveFault, Device, Elem, In, OpId, Out, Reduce, Reducible, ShapeError,
-    whole_mut, within,
+    Collective, CollectiveError, CollectiveFault, Device, Elem, In, OpId, Out, Reduce, Reducible, whole_mut,
 };
 use moe_cuda::{Cuda, CudaError, Lent, Stream};
 use std::fmt;
@@ -65,14 +64,6 @@ impl NcclGroup {
     /// alike, at the same place among their operations. A barrier compares always.
     pub fn set_checked(&mut self, checked: bool) {
         self.checked = checked;
-    }
-
-    /// Counts the operation and checks its arguments.
-    fn begin(&mut self, operation: Operation, check: Result<(), ShapeError>) -> Result<(), CollectiveError> {
-        self.member.begin()?;
-        check.map_err(|error| {
-            self.member.give_up(operation, CollectiveFault::Argument, error.to_string()).because(error)
-        })
     }
 
     /// All ranks have called the same.
@@ -180,10 +171,9 @@ impl Collective<Cuda> for NcclGroup {
         values: Out<'_, Cuda, T>,
     ) -> Result<(), CollectiveError> {
         let operation = Operation::AllReduce;
-        self.begin(operation, Ok(()))?;
+        let called = self.member.begin(operation, Ok(Called::all_reduce(T::DTYPE, how, values.len())))?;
         let Some(line) = &self.line else { return Ok(()) };
-        let called = Called::new(operation, Some(T::DTYPE));
-        self.compare(Called { reduce: Some(how), elements: values.len(), ..called })?;
+        self.compare(called)?;
         if values.is_empty() {
             return Ok(());
         }
@@ -198,17 +188,16 @@ impl Collective<Cuda> for NcclGroup {
         counts: &[usize],
     ) -> Result<(), CollectiveError> {
         let operation = Operation::AllGather;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "counts", counts, "target", target.len());
-        self.begin(operation, check.and_then(|()| length(operation, "source", counts[me], source.len())))?;
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::all_gather(self.member.place(), T::DTYPE, sides, counts);
+        let called = self.member.begin(operation, called)?;
         let Some(line) = &self.line else { return self.copy(operation, stream, source, target) };
-        let called = Called::new(operation, Some(T::DTYPE));
-        self.compare(Called { elements: target.len(), counts: Some(counts), ..called })?;
+        self.compare(called)?;
         if target.is_empty() {
             return Ok(());
         }
         self.put(line, operation, stream, |nccl, lent| {
-            calls::all_gather(nccl, lent, me, source, target, counts)
+            calls::all_gather(nccl, lent, self.member.me(), source, target, counts)
         })
     }
 
@@ -221,12 +210,11 @@ impl Collective<Cuda> for NcclGroup {
         counts: &[usize],
     ) -> Result<(), CollectiveError> {
         let operation = Operation::ReduceScatter;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "counts", counts, "source", source.len());
-        self.begin(operation, check.and_then(|()| length(operation, "target", counts[me], target.len())))?;
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::reduce_scatter(self.member.place(), T::DTYPE, how, sides, counts);
+        let called = self.member.begin(operation, called)?;
         let Some(line) = &self.line else { return self.copy(operation, stream, source, target) };
-        let called = Called::new(operation, Some(T::DTYPE));
-        self.compare(Called { reduce: Some(how), elements: source.len(), counts: Some(counts), ..called })?;
+        self.compare(called)?;
         if source.is_empty() {
             return Ok(());
         }
@@ -244,13 +232,11 @@ impl Collective<Cuda> for NcclGroup {
         receive: &[usize],
     ) -> Result<(), CollectiveError> {
         let operation = Operation::AllToAll;
-        let (me, size) = (self.rank(), self.size());
-        let check = parts(operation, size, "send", send, "source", source.len())
-            .and_then(|()| parts(operation, size, "receive", receive, "target", target.len()))
-            .and_then(|()| length(operation, "receive[rank]", send[me], receive[me]));
-        self.begin(operation, check)?;
+        let sides = Sides { source: source.len(), target: target.len() };
+        let called = Called::all_to_all(self.member.place(), T::DTYPE, sides, send, receive);
+        let called = self.member.begin(operation, called)?;
         let Some(line) = &self.line else { return self.copy(operation, stream, source, target) };
-        self.compare_pairs(Called::new(operation, Some(T::DTYPE)), send, receive)?;
+        self.compare_pairs(called, send, receive)?;
         if source.is_empty() && target.is_empty() {
             return Ok(());
         }
@@ -266,9 +252,10 @@ impl Collective<Cuda> for NcclGroup {
         values: Out<'_, Cuda, T>,
     ) -> Result<(), CollectiveError> {
         let operation = Operation::Broadcast;
-        self.begin(operation, within(OpId(operation.name()), "root", 0, self.size() - 1, root))?;
+        let called = Called::broadcast(self.size(), T::DTYPE, root, values.len());
+        let called = self.member.begin(operation, called)?;
         let Some(line) = &self.line else { return Ok(()) };
-        self.compare(Called { elements: values.len(), root, ..Called::new(operation, Some(T::DTYPE)) })?;
+        self.compare(called)?;
         if values.is_empty() {
             return Ok(());
         }
@@ -278,9 +265,9 @@ impl Collective<Cuda> for NcclGroup {
     /// Returns once every rank has called it; what is then put on a rank's stream runs after what all ranks had on theirs.
     fn barrier(&mut self, stream: &Stream) -> Result<(), CollectiveError> {
         let operation = Operation::Barrier;
-        self.begin(operation, Ok(()))?;
+        let called = self.member.begin(operation, Ok(Called::barrier()))?;
         let Some(line) = &self.line else { return Ok(()) };
-        self.member.run(Called::new(operation, None), collectives::barrier)?;
+        self.member.run(called, collectives::barrier)?;
         let mut token = self.cuda.alloc::<u8>(stream, 1).map_err(|error| self.broken(operation, error))?;
         let token = whole_mut::<Cuda, u8>(&mut token);
         self.put(line, operation, stream, |nccl, lent| calls::all_reduce(nccl, lent, Reduce::Max, token))

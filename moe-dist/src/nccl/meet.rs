@@ -3,9 +3,10 @@
 
 use super::NcclError;
 use super::library::{UniqueId, Unusable};
+use crate::called::Called;
 use crate::collectives;
 use crate::frame::Operation;
-use crate::member::{Called, Member};
+use crate::member::Member;
 use moe_core::DType;
 
 /// Bytes of what a rank says: the id, the length of the complaint as u16, the complaint.
@@ -15,7 +16,7 @@ const ID: usize = 128;
 /// The id that rank 0 has made in `mine`; the others' are not looked at. If a rank has no NCCL, that is an error on all, and the world
 /// goes on.
 pub(super) fn meet(member: &mut Member, mine: Result<UniqueId, Unusable>) -> Result<UniqueId, NcclError> {
-    member.begin()?;
+    member.count()?;
     let size = member.size();
     let word = encode(mine.as_ref().map_err(ToString::to_string));
     let mut all = vec![0; size * WORD];
@@ -66,7 +67,7 @@ mod tests {
                 scope.spawn(move || {
                     let mut member = world.member("ep", &[0, 1, 2]).unwrap();
                     let met = meet(&mut member, mine(world.rank()));
-                    member.begin().unwrap();
+                    member.count().unwrap();
                     member.run(Called::new(Operation::Barrier, None), collectives::barrier).unwrap();
                     met.map(|id| id.0).map_err(|error| error.to_string())
                 })

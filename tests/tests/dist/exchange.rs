@@ -97,7 +97,7 @@ fn groups(world: &World, config: &mut MoeConfig) -> Groups<Group<Host>> {
 #[test]
 fn ranks_that_were_given_different_layers_or_limits_say_so() {
     let mistakes: [fn(&mut MoeConfig, &mut Limits); 4] = [
-        |_, limits| limits.tokens = 7,
+        |_, limits| limits.tokens = 9,
         |_, limits| limits.padded = true,
         |config, _| config.rule.scale = 2.0,
         |config, _| config.hidden = 5,

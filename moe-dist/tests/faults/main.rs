@@ -155,9 +155,9 @@ fn a_rank_killed_before_it_returns_is_named() {
     a_rank_killed_is_named("return");
 }
 
-/// All at once: they wait.
+/// Several at once, since they wait; not all, for a busy machine would make ranks late that were not stopped.
 fn a_rank_stopped_is_named(point: &str) {
-    let timeout = Duration::from_secs(6);
+    let timeout = Duration::from_secs(8);
     let check = |fault: Fault| {
         let (errors, own) = stopped(&format!("{} stop", fault.place), timeout);
         for error in errors {
@@ -167,11 +167,15 @@ fn a_rank_stopped_is_named(point: &str) {
         let heard = fault.is_named(&own, "did not answer in time") || own.contains("is gone");
         assert!(heard, "{}: {own}", fault.place);
     };
-    std::thread::scope(|scope| {
-        for fault in in_each_operation(point) {
-            scope.spawn(|| check(fault));
-        }
-    });
+    let mut faults = in_each_operation(point);
+    while !faults.is_empty() {
+        let some = faults.split_off(faults.len().saturating_sub(4));
+        std::thread::scope(|scope| {
+            for fault in some {
+                scope.spawn(|| check(fault));
+            }
+        });
+    }
 }
 
 #[test]

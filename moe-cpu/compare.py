@@ -4,6 +4,7 @@
     cargo build --release -p moe-cpu --example table
     python3 moe-cpu/compare.py                  # prints the table
     python3 moe-cpu/compare.py --write          # puts it into docs/performance.md, and the picture into docs/cpu.svg
+    python3 moe-cpu/compare.py --ggml FOLDER    # with ggml, whose built libraries are in FOLDER
 
 PyTorch and moe take turns, `--rounds` times each, and the middle of the rounds is given. Rates count the expert products
 alone, 6 T K D F operations forward and 18 T K D F with backward, over the time of the whole layer, router included. A share is the
@@ -11,7 +12,7 @@ rate over that of the multipliers, which `table` measures beside every pass. For
 time over that of reading the weights of the experts they touch.
 
 PyTorch has two layers: `torch._grouped_mm` between a gather and a sum by index, and the loop over experts with `index_add`
-that transformers runs. A variant that this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
+that transformers runs. ggml, if there is one, runs what llama.cpp does, forward only: `compare_ggml.py`. A variant that this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
 """
 
 import argparse
@@ -26,6 +27,8 @@ try:
     import torch
 except ImportError:
     torch = None
+
+from compare_ggml import Ggml, Layer
 
 ROOT = Path(__file__).resolve().parent.parent
 # tokens, width, hidden width, experts, experts per token: as `table` knows them
@@ -117,9 +120,16 @@ class Tensors:
         return [out.detach(), *torch.autograd.grad(out, inputs, self.dy)]
 
 
-def check():
-    """An error if the two layers differ."""
+def check(ggml):
+    """An error if the layers differ."""
     tensors = Tensors((64, 32, 48, 4, 2), "f32")
+    if ggml is not None:
+        layer = Layer(ggml, tensors.x, *tensors.weights, tensors.top_k)
+        layer.run()
+        want = tensors.run(loop, "fwd")
+        far = ((layer.result() - want).norm() / want.norm()).item()
+        if not far < 1e-4:
+            raise ValueError(f"ggml differs by {far:.2g}")
     for a, b in zip(tensors.run(grouped, "fwdbwd"), tensors.run(loop, "fwdbwd")):
         far = ((a - b).norm() / b.norm()).item()
         if not far < 1e-4:
@@ -159,6 +169,10 @@ def peers(args, shape, dtype, name):
     found = {}
     if torch is not None:
         tensors = Tensors(SHAPES[shape], dtype)
+        if args.ggml and name == "fwd":
+            layer = attempt("ggml", lambda: Layer(args.libraries, tensors.x, *tensors.weights, tensors.top_k))
+            if layer and attempt("ggml", lambda: layer.run() or True):
+                found["ggml `mul_mat_id`"] = lambda: timed(layer.run, args.seconds)
         for title, function in VARIANTS.items():
             if attempt(title, lambda: tensors.run(function, name)) is not None:
                 found[title] = lambda function=function: timed(lambda: tensors.run(function, name), args.seconds)
@@ -235,13 +249,15 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ggml", type=Path, help="folder with libggml-base.so and libggml-cpu.so")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md and docs/cpu.svg")
     args = parser.parse_args()
     if torch is None:
         say("no PyTorch: moe alone is measured")
     else:
         torch.set_num_threads(args.threads)
-        attempt("the check of PyTorch's layers", check)
+        args.libraries = Ggml(args.ggml, args.threads) if args.ggml else None
+        attempt("the check of the layers", lambda: check(args.libraries))
     rows = []
     for shape in args.shapes.split(","):
         for dtype in args.types.split(","):

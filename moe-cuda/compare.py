@@ -274,8 +274,8 @@ class Moe:
         command = [self.bench, "--device", "cuda", "--dtype", "bf16", "--shape", name, "--pass", which]
         return lines_of(*command, "--seconds", self.seconds, *gate)[-1]
 
-    def steps(self, tokens):
-        return lines_of(self.decode, "--tokens", ",".join(map(str, tokens)), "--seconds", self.seconds)
+    def steps(self, tokens, gate):
+        return lines_of(self.decode, "--tokens", ",".join(map(str, tokens)), "--seconds", self.seconds, *gate)
 
 
 class Comparison:
@@ -352,12 +352,17 @@ class Comparison:
         return timed(lambda: [one.forward(layer) for one in layers], self.seconds) * 1e3 / len(layers)
 
     def few_tokens(self):
-        ours = attempt("decode", lambda: self.moe.steps(DECODE_TOKENS)) if self.moe else None
-        by_tokens = {line["tokens"]: line for line in ours or []}
+        by_tokens = {}
+        for variant, gate in self.moe.gates.items() if self.moe else []:
+            lines = attempt(f"decode, {variant}", lambda: self.moe.steps(DECODE_TOKENS, gate))
+            by_tokens[variant] = {line["tokens"]: line for line in lines or []}
+        ours, exact = by_tokens.get(MOE) or by_tokens.get(EXACT, {}), by_tokens.get(EXACT, {})
         width, hidden, _, _ = DECODE
         for tokens in DECODE_TOKENS:
             row = {"tokens": tokens}
-            if line := by_tokens.get(tokens):
+            if line := exact.get(tokens):
+                row["exact_us"] = line["graph_us"]
+            if line := ours.get(tokens):
                 row.update({key: line[key] for key in ("touched_experts", "eager_us", "graph_us")})
                 if self.copy:
                     row["floor_us"] = line["touched_experts"] * 6 * width * hidden / self.copy * 1e6
@@ -458,9 +463,10 @@ def show(report):
     rows = [[r["shape"], *(number(r[v] / GIB if v in r else None, "{:.1f}") for v in columns)] for r in report["extra_bytes"]]
     table(["shape", *columns], rows)
     print("Few tokens, one layer of D,F,E,K = " + ",".join(map(str, DECODE)) + ", us:\n")
-    keys = ("touched_experts", "floor_us", "graph_us", "eager_us", "torch_us")
+    keys = ("touched_experts", "floor_us", "graph_us", "exact_us", "eager_us", "torch_us")
     rows = [[str(r["tokens"]), *(number(r.get(key), "{:.0f}") for key in keys)] for r in report["decode"]]
-    table(["tokens", "experts touched", "their bytes / copy rate", "moe, graph", "moe, eager", "torch eager"], rows)
+    head = ["tokens", "experts touched", "their bytes / copy rate", "moe, graph", "the same, exact gate", "moe, eager", "torch eager"]
+    table(head, rows)
 
 
 def main():

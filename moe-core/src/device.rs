@@ -2,7 +2,7 @@
 
 use crate::error::{BackendError, OpId, ShapeError};
 use crate::host::Host;
-use crate::ops::PackDims;
+use crate::ops::{DecodeDims, PackDims};
 use crate::scalar::{Elem, Scalar};
 use crate::view::{In, Out};
 use core::borrow::BorrowMut;
@@ -118,6 +118,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn packed_len<T: Scalar>(&self, dims: &PackDims) -> usize {
         let _ = dims;
         0
+    }
+
+    /// Whether the device computes these few tokens faster by [`Decode`](crate::ops::Decode) than by its four parts. Pure.
+    fn decodes<T: Scalar>(&self, dims: &DecodeDims) -> bool {
+        let _ = dims;
+        false
     }
 
     /// Runs `work` where the device's launches are cheapest: a host backend moves it into its thread pool

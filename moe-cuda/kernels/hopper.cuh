@@ -4,6 +4,7 @@
 // every block derives from the offsets on the device; the grid is one block per multiprocessor. Operands pass through
 // a ring of stages in shared memory in the 128-byte swizzle: 16-byte chunk c of line l stands at chunk c ^ (l & 7).
 #pragma once
+#include "barriers.cuh"
 #include "wgmma.cuh"
 
 struct alignas(128) TensorMap { uint64_t opaque[16]; };
@@ -16,23 +17,6 @@ struct alignas(128) TensorMap { uint64_t opaque[16]; };
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-static __device__ __forceinline__ void barrier_init(uint32_t bar, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
-static __device__ __forceinline__ void barrier_expect(uint32_t bar, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-static __device__ __forceinline__ void barrier_arrive(uint32_t bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-static __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity) {
-    asm volatile("{ .reg .pred p;\n"
-                 "AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@p bra DONE;\n bra AGAIN;\n DONE: }" ::"r"(bar), "r"(parity) : "memory");
-}
-// Shared memory written by ordinary stores, or by cp.async, becomes visible to wgmma and the copy engine.
-static __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 static __device__ __forceinline__ void tma_2d(uint32_t to, const TensorMap *map, uint32_t bar, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                  ::"r"(to), "l"(map), "r"(bar), "r"(x), "r"(y) : "memory");
@@ -44,10 +28,6 @@ static __device__ __forceinline__ void tma_3d(uint32_t to, const TensorMap *map,
 // 16 bytes, of which the first `bytes` are read and the others are 0.
 static __device__ __forceinline__ void copy16(uint32_t to, const void *from, uint32_t bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-// Arrives at the barrier when all copies of this thread are done.
-static __device__ __forceinline__ void copies_arrive(uint32_t bar) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
 static __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -118,14 +98,6 @@ struct Tiles {
         in -= group * 16 * columns;
         uint32_t start = bound(e);
         return {e, start + (group * 16 + in % height) * TILE_ROWS, bound(e + 1), in / height * width};
-    }
-};
-
-// A place in the ring of stages.
-template <int STAGES> struct Place {
-    uint32_t stage = 0, phase = 0;
-    __device__ void next() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
     }
 };
 
@@ -241,6 +213,6 @@ template <int WIDTH, int STAGES> struct Ring {
             barrier_init(full(s), producers);
             barrier_init(empty(s), CONSUMERS / 32);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_made();
     }
 };

@@ -57,6 +57,12 @@ static __device__ __forceinline__ float fixed_sigmoid(float x) {
     return 1.0f / (1.0f + fixed_exp(-x));
 }
 
+// The sum of the lanes' values, in halves: 16, 8, 4, 2, 1.
+static __device__ __forceinline__ float warp_sum(float v) {
+    for (int half = 16; half > 0; half /= 2) v = v + __shfl_xor_sync(~0u, v, half);
+    return v;
+}
+
 // Defines the kernel NAME; its body, which sees `const PARAMS &p`, follows. The last arguments are launch bounds.
 #define KERNEL(name, params, ...) \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ params p)

@@ -8,11 +8,6 @@
 #define SIGMOID 2u
 #define ALL_LANES 0xffffffffu
 
-static __device__ __forceinline__ float warp_sum(float v) {
-    for (int half = 16; half > 0; half /= 2) v = v + __shfl_xor_sync(ALL_LANES, v, half);
-    return v;
-}
-
 // NaN is passed over; -infinity if there is nothing else.
 static __device__ __forceinline__ float warp_max(float v) {
     v = fmaxf(v, -INFINITY);

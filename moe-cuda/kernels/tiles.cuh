@@ -155,8 +155,3 @@ template <typename T> static __device__ __forceinline__ void load_two(const T *a
         v[1] = count >= 2 ? widen(at[1]) : 0.0f;
     }
 }
-
-static __device__ __forceinline__ float warp_sum(float v) {
-    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-    return v;
-}

@@ -6,7 +6,7 @@ use crate::order::{Uses, Work, locked};
 use crate::stream::Stream;
 use cudarc::driver::sys::{
     self, CUdevice, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationType, CUmemLocation,
-    CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult,
+    CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult, CUstream,
 };
 use moe_core::{Elem, OpId};
 use std::fmt;
@@ -57,11 +57,42 @@ impl Pool {
         // SAFETY: the pool lives as long as `self`, the pointer is valid for as many as are said to be there.
         check("cuMemPoolSetAccess", unsafe { sys::cuMemPoolSetAccess(self.raw, map.as_ptr(), map.len()) })
     }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Memory of zeros, allocated and written in order on `stream`; `None` if there is none left.
+    pub(crate) fn zeroed(&self, stream: CUstream, bytes: usize) -> Result<Option<u64>, CudaError> {
+        let mut pointer = 0;
+        self.context.bind()?;
+        // SAFETY: a context is current, the pointer is valid.
+        let code = unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer, bytes, self.raw, stream) };
+        if matches!(code, CUresult::CUDA_ERROR_OUT_OF_MEMORY | CUresult::CUDA_ERROR_INVALID_VALUE) {
+            return Ok(None);
+        }
+        check("cuMemAllocFromPoolAsync", code)?;
+        // SAFETY: `bytes` were allocated at `pointer`, in order before this.
+        let code = unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, stream) };
+        match check("cuMemsetD8Async", code) {
+            Ok(()) => Ok(Some(pointer)),
+            Err(error) => {
+                self.free(stream, pointer);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes memory of this pool back, behind the work that is on `stream`. A failure leaves nothing to do.
+    pub(crate) fn free(&self, stream: CUstream, pointer: u64) {
+        // SAFETY: the caller gives up memory that was allocated from the pool.
+        let _ = self.context.bind().map(|()| unsafe { sys::cuMemFreeAsync(pointer, stream) });
+    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: blocks hold the pool, so all are freed. A failure leaves nothing to do.
+        // SAFETY: blocks and streams hold the pool, so all are freed. A failure leaves nothing to do.
         let _ = self.context.bind().map(|()| unsafe { sys::cuMemPoolDestroy(self.raw) });
     }
 }
@@ -112,19 +143,11 @@ impl<T: Elem> Buffer<T> {
         let full = || CudaError::Memory { len, dtype: T::DTYPE };
         // An empty buffer has an address too: null stands for an argument that is absent.
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(full)?.max(16);
-        let mut pointer = 0;
-        // SAFETY: a context is current, the pointer is valid.
-        let code = unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer, bytes, pool.raw, stream.0.raw) };
-        if matches!(code, CUresult::CUDA_ERROR_OUT_OF_MEMORY | CUresult::CUDA_ERROR_INVALID_VALUE) {
-            return Err(full());
-        }
-        check("cuMemAllocFromPoolAsync", code)?;
+        let pointer = pool.zeroed(stream.0.raw, bytes)?.ok_or_else(full)?;
         let block =
             Block { pointer, home: Mutex::new(stream.clone()), uses: Uses::default(), pool: pool.clone() };
         let fresh = block.used(&work, true);
         debug_assert!(fresh, "nobody else knows the block");
-        // SAFETY: `bytes` were allocated at `pointer`, in order before this.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(pointer, 0, bytes, stream.0.raw) })?;
         Ok(Self { block: Arc::new(block), len, elements: PhantomData })
     }
 

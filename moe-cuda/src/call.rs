@@ -5,11 +5,11 @@ use crate::driver::check;
 use crate::error::CudaError;
 use crate::order::Work;
 use crate::stream::Stream;
-use cudarc::driver::sys::{self, CUlaunchConfig};
+use cudarc::driver::sys::{self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchConfig};
 use moe_core::ops::Weight;
 use moe_core::{Elem, In, Op, Out, Scalar, ShapeError};
 use std::marker::PhantomData;
-use std::ptr::{from_ref, null_mut};
+use std::ptr::{from_mut, from_ref, null_mut};
 
 /// An address on the GPU; 0 stands for an argument that is absent.
 pub(crate) type Address = u64;
@@ -27,6 +27,8 @@ pub(crate) struct Grid {
     pub(crate) threads: u32,
     /// bytes of dynamic shared memory
     pub(crate) shared: u32,
+    /// whether all blocks run at once or none, so that they may wait for each other
+    pub(crate) together: bool,
 }
 
 impl Grid {
@@ -37,11 +39,27 @@ impl Grid {
     /// Ops bound their sizes so that the driver takes every number; one that is too large is the driver's error, not a smaller grid.
     pub(crate) fn of(blocks: [usize; 3], threads: u32) -> Self {
         let blocks = blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-        Self { blocks, threads, shared: 0 }
+        Self { blocks, threads, shared: 0, together: false }
     }
 
     pub(crate) fn shared(self, shared: u32) -> Self {
         Self { shared, ..self }
+    }
+
+    pub(crate) fn together(self) -> Self {
+        Self { together: true, ..self }
+    }
+
+    /// What a launch needs to be told beside the sizes.
+    fn attribute(&self) -> Option<CUlaunchAttribute> {
+        if !self.together {
+            return None;
+        }
+        // SAFETY: a struct of integers, for which zeros are valid.
+        let mut attribute: CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+        attribute.value.cooperative = 1;
+        Some(attribute)
     }
 }
 
@@ -141,6 +159,7 @@ impl<'a, O: Op> Call<'a, O> {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
+        let mut attribute = grid.attribute();
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -150,8 +169,8 @@ impl<'a, O: Op> Call<'a, O> {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: self.work.stream.0.raw,
-            attrs: null_mut(),
-            numAttrs: 0,
+            numAttrs: attribute.is_some().into(),
+            attrs: attribute.as_mut().map_or(null_mut(), from_mut),
         };
         let mut arguments = [from_ref(params).cast_mut().cast()];
         // SAFETY: `Params` promises the struct that the kernel takes. Its addresses come from `read` and `write`: buffers that

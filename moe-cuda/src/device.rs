@@ -5,9 +5,11 @@ use crate::driver::{self, Context, Facts, check};
 use crate::error::CudaError;
 use crate::event::Event;
 use crate::image::{self, Function};
+use crate::ops::decode;
 use crate::stream::Stream;
 use cudarc::driver::sys::{self, CUmemorytype, CUpointer_attribute};
-use moe_core::{Device, Elem, In, OpId, Out, expect};
+use moe_core::ops::DecodeDims;
+use moe_core::{Device, Elem, In, OpId, Out, Scalar, expect};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -109,7 +111,7 @@ impl Device for Cuda {
     type Owned<T: Elem> = Buffer<T>;
 
     fn stream(&self) -> Result<Stream, CudaError> {
-        Stream::new(self.context())
+        Stream::new(&self.0.pool)
     }
 
     fn alloc<T: Elem>(&self, stream: &Stream, len: usize) -> Result<Buffer<T>, CudaError> {
@@ -185,6 +187,10 @@ impl Device for Cuda {
         }
         // SAFETY: both ranges lie inside their buffers and have as many bytes.
         check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream.0.raw) })
+    }
+
+    fn decodes<T: Scalar>(&self, dims: &DecodeDims) -> bool {
+        decode::fits(self, T::DTYPE, dims)
     }
 
     fn hand_over<T: Elem>(

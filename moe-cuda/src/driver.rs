@@ -132,6 +132,8 @@ pub(crate) struct Facts {
     /// most bytes of shared memory that a block can ask for
     pub(crate) shared: u32,
     pub(crate) pools: bool,
+    /// whether all blocks of a launch can be made to run at once
+    pub(crate) cooperative: bool,
 }
 
 impl Facts {
@@ -156,6 +158,7 @@ impl Facts {
             processors: attribute(Key::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             shared: attribute(Key::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
             pools: attribute(Key::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
+            cooperative: attribute(Key::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
         })
     }
 }

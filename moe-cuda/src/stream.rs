@@ -1,13 +1,13 @@
 //! Streams: ordered queues of work, which may be captured into graphs.
 
-use crate::buffer::Block;
+use crate::buffer::{Block, Pool};
 use crate::driver::{Context, check};
 use crate::error::CudaError;
 use crate::event::Event;
 use crate::graph::{Graph, Part};
 use crate::order::{Clock, Work, locked};
 use cudarc::driver::sys::{self, CUstream, CUstream_flags, CUstreamCaptureMode};
-use moe_core::CollectiveError;
+use moe_core::{CollectiveError, DType};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
@@ -24,6 +24,9 @@ pub(crate) struct Queue {
     pub(crate) raw: CUstream,
     pub(crate) id: u64,
     pub(crate) clock: Clock,
+    /// where blocks that wait for each other are counted, over all launches on this stream
+    arrivals: u64,
+    pool: Arc<Pool>,
     state: Mutex<State>,
     /// why work on it was given up
     failed: OnceLock<Arc<CollectiveError>>,
@@ -49,22 +52,34 @@ struct Recording {
 }
 
 impl Stream {
-    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+    pub(crate) fn new(pool: &Arc<Pool>) -> Result<Self, CudaError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let context = pool.context();
         context.bind()?;
         let mut raw = null_mut();
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: a context is current, the pointer is valid.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::new(Queue {
+        let mut queue = Queue {
             context: context.clone(),
             raw,
             id,
             clock: Clock::default(),
+            arrivals: 0,
+            pool: pool.clone(),
             state: Mutex::default(),
             failed: OnceLock::new(),
-        })))
+        };
+        let full = CudaError::Memory { len: 2, dtype: DType::U32 };
+        queue.arrivals = pool.zeroed(raw, size_of::<u64>())?.ok_or(full)?;
+        Ok(Self(Arc::new(queue)))
+    }
+
+    /// Where a launch's blocks that wait for each other are counted. Zero at first; every such launch on this stream adds the
+    /// number of its blocks, which is the same for all of a device.
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.0.arrivals
     }
 
     /// Says that a collective operation on this stream is being given up. All that is put on the stream or waits for it from now
@@ -214,13 +229,16 @@ impl Queue {
             state.dropped.push(pointer);
             return;
         }
-        // SAFETY: the caller gives up memory that was allocated from the pool. A failure leaves nothing to do.
-        let _ = self.context.bind().map(|()| unsafe { sys::cuMemFreeAsync(pointer, self.raw) });
+        self.pool.free(self.raw, pointer);
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        // 0 if there was no memory for it.
+        if self.arrivals != 0 {
+            self.pool.free(self.raw, self.arrivals);
+        }
         // SAFETY: nobody else has the stream; the driver finishes its work first. A failure leaves nothing to do.
         let _ = self.context.bind().map(|()| unsafe { sys::cuStreamDestroy_v2(self.raw) });
     }

@@ -29,7 +29,7 @@ pub(crate) fn compare<O: Case>(
         let tolerance = match arg.role {
             Role::Output(tolerance) => tolerance,
             Role::Weight(_) if setup.packed => return None,
-            Role::Layout(_) => return None,
+            Role::Layout(_) | Role::Room => return None,
             Role::Weight(_) | Role::Input => Tolerance::EXACT,
         };
         let mismatch = tolerance.compare(want.guarded(arg.name)?, got.guarded(arg.name)?)?;
@@ -68,7 +68,7 @@ pub(crate) fn guards<O: Case>(sample: &Sample<O>, got: &Outputs) -> Option<Failu
 
 /// The first output whose bits differ between two equal launches.
 pub(crate) fn repeats<O: Case>(sample: &Sample<O>, first: &Outputs, second: &Outputs) -> Option<Failure> {
-    let outputs = sample.args.iter().filter(|arg| arg.role != Role::Input);
+    let outputs = sample.args.iter().filter(|arg| !matches!(arg.role, Role::Input | Role::Room));
     outputs.into_iter().find_map(|arg| {
         let (first, second) = (first.guarded(arg.name)?, second.guarded(arg.name)?);
         let at = (0..first.len()).find(|at| first.cell(*at).bits != second.cell(*at).bits)?;

@@ -14,6 +14,8 @@ pub enum Role {
     Weight(PackDims),
     /// written, or read and written; compared with the reference
     Output(Tolerance),
+    /// room that the op may use: what it holds afterwards is left open
+    Room,
     /// weights in the device's own layout, written: as long as the device says, and its secret
     Layout(PackDims),
 }
@@ -110,6 +112,11 @@ impl<O: Op> Sample<O> {
     /// An argument that is read and written.
     pub fn update<E: Elem>(self, name: &'static str, values: Vec<E>, tolerance: Tolerance) -> Self {
         self.with(name, Values::of(values), Role::Output(tolerance))
+    }
+
+    /// An argument that the op may use as it likes: poisoned before the launch.
+    pub fn room<E: Elem>(self, name: &'static str, len: usize) -> Self {
+        self.with(name, Values::poison(E::DTYPE, len), Role::Room)
     }
 
     /// Weights to be written in the device's own layout.

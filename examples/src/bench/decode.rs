@@ -1,10 +1,11 @@
 //! Decoding: a few tokens through several layers on a GPU, launched one by one and as one captured graph.
 
 use super::{fill, median, repeat};
+use crate::gate::GateName;
 use anyhow::Result;
 use clap::Parser;
 use half::bf16;
-use moe_core::{Limits, MoeConfig, Runner, Sizes};
+use moe_core::{Device, Limits, MoeConfig, Runner, Sizes, whole, whole_mut};
 use moe_cuda::Cuda;
 use serde_json::json;
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub struct Options {
     /// layers in a row, with weights of their own, so that none are left in a cache
     #[arg(long, default_value_t = 6)]
     pub layers: usize,
+    /// how the gate's logits are computed
+    #[arg(long, value_enum, default_value_t)]
+    pub gate: GateName,
     /// how long to measure each
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
@@ -38,7 +42,9 @@ pub fn measure(options: &Options, mut print: impl FnMut(String)) -> Result<()> {
         anyhow::bail!("--sizes wants four numbers D,F,E,K, got {}", options.sizes.len());
     };
     let device = Cuda::open(options.device)?;
-    let config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+    let mut config = MoeConfig::new(Sizes { width, hidden, experts, top_k })?;
+    config.rule.gate = options.gate.into();
+    let copies = copy_rate(&device)?;
     let layers =
         (0..options.layers.max(1)).map(|nth| fill::layer::<Cuda, bf16>(&device, &config, nth as u64 + 1));
     let layers = layers.collect::<Result<Vec<_>>>()?;
@@ -75,14 +81,39 @@ pub fn measure(options: &Options, mut print: impl FnMut(String)) -> Result<()> {
             json!({
                 "tokens": tokens,
                 "sizes": options.sizes,
+                "gate": options.gate.name(),
                 "layers": layers.len(),
                 "eager_us": eager * 1e6,
                 "graph_us": replayed * 1e6,
                 "touched_experts": touched as f64 / count,
                 "gigabytes_per_second": bytes / replayed / 1e9,
+                "copy_gigabytes_per_second": copies / 1e9,
+                "floor_us": bytes / copies * 1e6,
+                "times_the_floor": replayed * copies / bytes,
+                "paths": paths(&runner),
             })
             .to_string(),
         );
     }
     Ok(())
+}
+
+/// Bytes per second that a large copy on the device reads and writes, the most that its memory can be asked for.
+fn copy_rate(device: &Cuda) -> Result<f64> {
+    const BYTES: usize = 1 << 30;
+    let stream = device.stream()?;
+    let source = device.alloc::<u8>(&stream, BYTES)?;
+    let mut target = device.alloc::<u8>(&stream, BYTES)?;
+    let mut runs = repeat(Duration::from_millis(200), || {
+        for _ in 0..8 {
+            device.copy(&stream, whole::<Cuda, u8>(&source), whole_mut::<Cuda, u8>(&mut target))?;
+        }
+        Ok(device.sync(&stream)?)
+    })?;
+    Ok(16.0 * BYTES as f64 / median(&mut runs))
+}
+
+/// The ops of a step and their ways.
+fn paths(runner: &Runner<Cuda, bf16>) -> Vec<String> {
+    runner.trace().counts().iter().map(|(op, path, _)| format!("{op}: {}", path.0)).collect()
 }

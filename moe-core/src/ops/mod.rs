@@ -8,6 +8,7 @@ mod activation;
 mod adamw;
 mod bias_update;
 mod combine;
+mod decode;
 mod expert_down;
 mod expert_down_bwd;
 mod expert_up;
@@ -29,6 +30,7 @@ pub use activation::Activation;
 pub use adamw::{ADAMW_SETTINGS, AdamW, AdamWArgs, AdamWDims, AdamWSettings};
 pub use bias_update::{BiasUpdate, BiasUpdateArgs, BiasUpdateDims};
 pub use combine::{Base, Combine, CombineArgs, CombineDims, NO_ROW};
+pub use decode::{Decode, DecodeArgs, DecodeDims, DecodeRoom, apart, apart_scratch};
 pub use expert_down::{ExpertDown, ExpertDownArgs};
 pub use expert_down_bwd::{ExpertDownBwd, ExpertDownBwdArgs};
 pub use expert_up::{ExpertUp, ExpertUpArgs};
@@ -73,6 +75,7 @@ macro_rules! for_each_op {
             $crate::ops::ExpertUpBwd<T>,
             $crate::ops::ExpertWgrad<T>,
             $crate::ops::Combine<T>,
+            $crate::ops::Decode<T>,
             $crate::ops::PackWeights<T>,
             $crate::ops::AdamW<T>,
             $crate::ops::SumSquares<T>,

@@ -1,4 +1,4 @@
-//! Forward: route, sort, up, down, combine.
+//! Forward: route, sort, up, down, combine; or all of it at once, for few tokens.
 
 use super::edge::{self, Tokens};
 use super::forward_ops::From;
@@ -29,6 +29,9 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             };
             let result = runner.begin(layer, x, &mut saved).and_then(|plan| {
                 runner.with_tokens(x, &mut saved, &plan, |runner, tokens, saved| {
+                    if plan.decodes::<T, D>(runner.session.device()) {
+                        return runner.decode_op(layer, tokens, saved, y, &plan);
+                    }
                     runner.route_ops(layer, tokens, saved, &plan, From::Inference)?;
                     runner.expert_ops(layer, tokens, saved, y, &plan, false)
                 })

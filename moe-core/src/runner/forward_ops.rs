@@ -3,14 +3,15 @@
 use super::edge::{self, Terms, Tokens};
 use super::exchange::{Exchange, To};
 use super::groups::Groups;
+use super::shared_ops::shared_term;
 use super::{Plan, Rows, Runner, Saved};
 use crate::collective::{Collective, Reduce};
 use crate::config::{BalanceLoss, Capacity, DropPolicy, MoeConfig, ScoreOrder};
 use crate::error::{Error, OpId, expect};
 use crate::layer::MoeLayer;
 use crate::ops::{
-    Base, ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
-    RouteStatsArgs, Selection, Sort, SortArgs,
+    ExpertDown, ExpertDownArgs, ExpertUp, ExpertUpArgs, MoeDevice, Route, RouteArgs, RouteStats,
+    RouteStatsArgs, Sort, SortArgs,
 };
 use crate::scalar::Scalar;
 use crate::view::{In, first, first_mut, whole, whole_mut};
@@ -35,7 +36,6 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
     ) -> Result<(), Error<D::Error>> {
         let MoeConfig { experts, top_k, rule, .. } = layer.config;
         let routing = &mut saved.routing;
-        let stamped = rule.jitter.is_some() || rule.selection == Selection::RoundRobin;
         let args = RouteArgs {
             x: tokens.routed,
             gate: layer.packed.0.gate.weight(&layer.weights.gate),
@@ -45,7 +45,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
                 From::Record => Some(first::<D, u32>(&routing.slot_of_row, plan.slots)?),
                 From::Training | From::Inference => None,
             },
-            stamp: stamped.then(|| whole::<D, u32>(&routing.stamp)),
+            stamp: rule.stamped().then(|| whole::<D, u32>(&routing.stamp)),
             logits: first_mut::<D, T::Acc>(&mut routing.logits, plan.tokens * experts)?,
             ids: first_mut::<D, u32>(&mut routing.ids, plan.slots)?,
             weights: first_mut::<D, T::Acc>(&mut routing.weights, plan.slots)?,
@@ -204,17 +204,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         plan: &Plan,
         y: &mut Rows<D, T>,
     ) -> Result<(), Error<D::Error>> {
-        let (width, total) = (layer.config.width, plan.share.total);
-        let shared = match (&self.shared, layer.config.shared) {
-            (Some(shared), Some(config)) => {
-                let scale = match (&saved.shared_gate, config.gated) {
-                    (Some(gate), true) => Some(first::<D, T::Acc>(&gate.weights, total)?),
-                    _ => None,
-                };
-                Some(Base { rows: first::<D, T>(&shared.y, total * width)?, scale })
-            }
-            _ => None,
-        };
+        let width = layer.config.width;
         let rows = match (exchange, &saved.arrived) {
             (Some(exchange), Some(arrived)) => exchange.returned(&arrived.splits, &self.y),
             _ => &self.y,
@@ -225,7 +215,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
             row_of_slot: saved.routing.row_of_slot()?,
             weights: if first_scores { None } else { Some(saved.routing.weights()?) },
             router: None,
-            shared: [shared, None],
+            shared: [shared_term(&self.shared, &saved.shared_gate, plan)?, None],
         };
         let (split, tp) = (&saved.routing.batch.split, &mut self.groups.tp);
         edge::leave(&mut self.session, tp, self.edge.as_mut(), plan, split, &terms, y.view_mut())

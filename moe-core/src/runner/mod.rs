@@ -5,6 +5,7 @@ mod arrived;
 mod backward;
 mod backward_ops;
 mod batch;
+mod decode_op;
 mod edge;
 mod exchange;
 mod figures;

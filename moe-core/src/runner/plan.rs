@@ -2,11 +2,12 @@
 //! the most tokens; every call runs the plan of its own.
 
 use super::share::{Room, Share, capacity};
-use crate::config::{MemoryPolicy, MoeConfig};
+use crate::config::{MemoryPolicy, MoeConfig, ScoreOrder};
 use crate::device::Kernel;
 use crate::ops::{
-    self, AdamWDims, CombineDims, ExpertDims, GateBwdDims, GatherDims, MergeDims, MoeDevice, PackUse,
-    RouteBwdDims, RouteDims, RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims, WgradDims,
+    self, AdamWDims, CombineDims, DecodeDims, ExpertDims, GateBwdDims, GatherDims, MergeDims, MoeDevice,
+    PackUse, RouteBwdDims, RouteDims, RouteRule, RouteStatsDims, ScoreFunction, SortDims, SumSquaresDims,
+    WgradDims,
 };
 use crate::scalar::Scalar;
 
@@ -137,6 +138,19 @@ impl Plan {
         MergeDims { ranks, experts: self.config.part().experts.len(), pitch, rows: self.rows }
     }
 
+    pub(crate) fn decode(&self) -> DecodeDims {
+        let scores_first = self.config.score_order == ScoreOrder::BeforeExperts;
+        let rule = self.config.rule;
+        DecodeDims { experts: ExpertDims { rows: self.slots, ..self.routed() }, rule, scores_first }
+    }
+
+    /// Whether inference takes [`ops::Decode`], which knows no capacity and no other ranks, in place of its parts.
+    pub(crate) fn decodes<T: Scalar, D: MoeDevice<T>>(&self, device: &D) -> bool {
+        let place = &self.config.place;
+        let alone = place.ep.size == 1 && place.tp.size == 1;
+        alone && self.config.capacity.is_none() && device.decodes::<T>(&self.decode())
+    }
+
     /// Gradient of the down-projection of `dims`.
     pub(crate) fn wgrad_down(dims: &ExpertDims, accumulate: bool) -> WgradDims {
         let ExpertDims { tokens, fan, rows, experts, width, hidden, .. } = *dims;
@@ -165,7 +179,8 @@ impl Plan {
             .max(scratch::<ops::Route<T>, D>(device, &gate.route()))
             .max(scratch::<ops::Sort<T>, D>(device, &self.sort()))
             .max(scratch::<ops::Combine<T>, D>(device, &self.combine()))
-            .max(scratch::<ops::Combine<T>, D>(device, &self.combine_terms(self.share.total)));
+            .max(scratch::<ops::Combine<T>, D>(device, &self.combine_terms(self.share.total)))
+            .max(scratch::<ops::Decode<T>, D>(device, &self.decode()));
         if self.travels() {
             // The longest pitch makes the most rows: as many as there is room for.
             let pitch = self.rows / self.config.place.ep.size;

@@ -5,7 +5,7 @@ use super::{INFERENCE_ONLY, Runner, Saved};
 use crate::collective::Collective;
 use crate::config::BalanceLoss;
 use crate::error::Error;
-use crate::ops::{MoeDevice, Selection, Stamp};
+use crate::ops::{MoeDevice, Stamp};
 use crate::scalar::{Accum, Scalar};
 use crate::view::{first_mut, whole_mut};
 
@@ -14,8 +14,7 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         let (config, share) = (&saved.routing.config, &saved.routing.share);
         let first_token = self.batch.stamp.first_token.wrapping_add(share.routed.start as u64);
         let stamp = Stamp { layer: config.layer, first_token, ..self.batch.stamp };
-        let read = config.rule.jitter.is_some() || config.rule.selection == Selection::RoundRobin;
-        if read && saved.routing.stamped != Some(stamp) {
+        if config.rule.stamped() && saved.routing.stamped != Some(stamp) {
             saved.routing.stamped = None;
             self.session.upload(&stamp.words(), whole_mut::<D, u32>(&mut saved.routing.stamp))?;
             saved.routing.stamped = Some(stamp);

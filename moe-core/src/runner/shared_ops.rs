@@ -1,12 +1,14 @@
 //! The launches of the shared experts, forward and backward: one group of all tokens, with a gate that is a router of one expert.
 
 use super::backward_ops::Step;
-use super::{Backward, Plan, Runner, Saved, SharedGateBackward};
+use super::saved::SharedGate;
+use super::{Backward, Plan, Runner, Saved, Shared, SharedGateBackward};
 use crate::collective::Collective;
-use crate::error::Error;
+use crate::device::Device;
+use crate::error::{Error, ShapeError};
 use crate::layer::{Grads, MoeLayer};
 use crate::ops::{
-    ExpertDown, ExpertDownArgs, ExpertDownBwd, ExpertDownBwdArgs, ExpertUp, ExpertUpArgs, ExpertUpBwd,
+    Base, ExpertDown, ExpertDownArgs, ExpertDownBwd, ExpertDownBwdArgs, ExpertUp, ExpertUpArgs, ExpertUpBwd,
     ExpertUpBwdArgs, ExpertWgrad, ExpertWgradArgs, GateBwd, GateBwdArgs, MoeDevice, Route, RouteArgs,
     RouteBwd, RouteBwdArgs,
 };
@@ -187,4 +189,18 @@ impl<T: Scalar, D: MoeDevice<T>, C: Collective<D>> Runner<D, T, C> {
         };
         self.session.run::<GateBwd<T>>(&gate_plan.gate_bwd(*accumulate), args)
     }
+}
+
+/// What the shared experts add to every token, if there are some.
+pub(super) fn shared_term<'a, D: Device, T: Scalar>(
+    shared: &'a Option<Shared<D, T>>,
+    gate: &'a Option<SharedGate<D, T>>,
+    plan: &Plan,
+) -> Result<Option<Base<'a, D, T>>, ShapeError> {
+    let (Some(shared), Some(config)) = (shared, plan.config.shared) else { return Ok(None) };
+    let scale = match gate {
+        Some(gate) if config.gated => Some(first::<D, T::Acc>(&gate.weights, plan.share.total)?),
+        _ => None,
+    };
+    Ok(Some(Base { rows: first::<D, T>(&shared.y, plan.share.total * plan.config.width)?, scale }))
 }

@@ -3,6 +3,7 @@
 mod adamw;
 mod bias_update;
 mod combine;
+mod decode;
 mod expert_down;
 mod expert_down_bwd;
 mod expert_up;

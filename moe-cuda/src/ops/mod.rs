@@ -3,6 +3,7 @@
 mod adamw;
 mod bias_update;
 mod combine;
+pub(crate) mod decode;
 mod expert_down;
 mod expert_down_bwd;
 mod expert_up;
@@ -29,6 +30,7 @@ pub(crate) static IMAGES: &[&Image] = &[
     &adamw::IMAGE,
     &bias_update::IMAGE,
     &combine::IMAGE,
+    &decode::IMAGE,
     &expert_down::IMAGE,
     &expert_down_bwd::IMAGE,
     &expert_up::IMAGE,

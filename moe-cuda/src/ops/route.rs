@@ -32,10 +32,10 @@ pub(super) static IMAGE: Image = image!(
     single: ["route_choose": 0, "route_choose_any": 0]
 );
 
-/// `RouteParams` of `kernels/route.cu`.
+/// `RouteParams` of `kernels/choose.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct RouteParams {
+pub(super) struct RouteParams {
     x: Address,
     gate: Address,
     gate_bias: Address,
@@ -61,6 +61,47 @@ struct RouteParams {
 
 // SAFETY: the kernel's struct has the same fields.
 unsafe impl Params for RouteParams {}
+
+impl RouteParams {
+    /// The arguments' addresses. `rows` is scratch memory for what registers do not hold, or 0.
+    pub(super) fn new<O: Op, T: Float>(
+        call: &Call<'_, O>,
+        dims: &RouteDims,
+        args: RouteArgs<'_, Cuda, T>,
+        rows: Address,
+    ) -> Result<Self, CudaError> {
+        let RouteDims { tokens, width, experts, top_k, rule } = *dims;
+        Ok(Self {
+            x: call.read("x", args.x)?,
+            gate: call.weight("gate", args.gate)?,
+            gate_bias: call.read_some("gate_bias", args.gate_bias)?,
+            selection_bias: call.read_some("selection_bias", args.selection_bias)?,
+            forced_ids: call.read_some("forced_ids", args.forced_ids)?,
+            jitter: JitterParams::new(call.read_some("stamp", args.stamp)?, rule.jitter),
+            logits: call.write("logits", args.logits)?,
+            ids: call.write("ids", args.ids)?,
+            weights: call.write("weights", args.weights)?,
+            non_finite: call.write("non_finite", args.non_finite)?,
+            rows,
+            tokens: tokens as u32,
+            width: width as u32,
+            experts: experts as u32,
+            top_k: top_k as u32,
+            groups: rule.groups as u32,
+            groups_kept: rule.groups_kept as u32,
+            score: score_number(rule.score),
+            round_robin: (rule.selection == Selection::RoundRobin).into(),
+            normalize: rule.normalize.into(),
+            scale: rule.scale,
+        })
+    }
+
+    /// What kernels take that compute logits alone.
+    fn operands(&self) -> NativeParams {
+        let Self { x, gate, gate_bias, logits, non_finite, tokens, width, experts, .. } = *self;
+        NativeParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts }
+    }
+}
 
 /// A kernel's tile of logits.
 struct Tile {
@@ -159,7 +200,7 @@ pub(super) fn score_number(function: ScoreFunction) -> u32 {
 const CHOOSERS: u32 = 128;
 
 /// Blocks of the kernel that holds a token's choice scores in scratch memory, where registers do not hold them; 0 if they do.
-fn blocks_with_rows(dims: &RouteDims) -> usize {
+pub(super) fn blocks_with_rows(dims: &RouteDims) -> usize {
     let limited = dims.rule.groups_kept < dims.rule.groups;
     let in_registers = dims.experts <= 512 && !(limited && dims.rule.groups > 32);
     if in_registers { 0 } else { dims.tokens.div_ceil(4).min(256) }
@@ -181,34 +222,11 @@ impl<T: Float> Kernel<Route<T>> for Cuda {
         within(Route::<T>::ID, "tokens", 0, i32::MAX as usize, dims.tokens)?;
         within(Route::<T>::ID, "width", 0, i32::MAX as usize, dims.width)?;
         let call = Call::<Route<T>>::new(self, stream, dims, &args)?;
-        let RouteDims { tokens, width, experts, top_k, rule } = *dims;
         let rows = call.scratch(scratch, Kernel::<Route<T>>::scratch(self, dims))?;
-        let params = RouteParams {
-            x: call.read("x", args.x)?,
-            gate: call.weight("gate", args.gate)?,
-            gate_bias: call.read_some("gate_bias", args.gate_bias)?,
-            selection_bias: call.read_some("selection_bias", args.selection_bias)?,
-            forced_ids: call.read_some("forced_ids", args.forced_ids)?,
-            jitter: JitterParams::new(call.read_some("stamp", args.stamp)?, rule.jitter),
-            logits: call.write("logits", args.logits)?,
-            ids: call.write("ids", args.ids)?,
-            weights: call.write("weights", args.weights)?,
-            non_finite: call.write("non_finite", args.non_finite)?,
-            rows,
-            tokens: tokens as u32,
-            width: width as u32,
-            experts: experts as u32,
-            top_k: top_k as u32,
-            groups: rule.groups as u32,
-            groups_kept: rule.groups_kept as u32,
-            score: score_number(rule.score),
-            round_robin: (rule.selection == Selection::RoundRobin).into(),
-            normalize: rule.normalize.into(),
-            scale: rule.scale,
-        };
+        let params = RouteParams::new(&call, dims, args, rows)?;
         let path = logits::<T>(&call, dims, &params)?;
         match blocks_with_rows(dims) {
-            0 => call.launch("route_choose", Grid::new(tokens.div_ceil(4), CHOOSERS), &params)?,
+            0 => call.launch("route_choose", Grid::new(dims.tokens.div_ceil(4), CHOOSERS), &params)?,
             blocks => call.launch("route_choose_any", Grid::new(blocks, CHOOSERS), &params)?,
         }
         Ok(path)
@@ -221,15 +239,14 @@ fn logits<T: Float>(
     dims: &RouteDims,
     params: &RouteParams,
 ) -> Result<Path, CudaError> {
-    let RouteParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts, .. } = *params;
-    let native = NativeParams { x, gate, gate_bias, logits, non_finite, tokens, width, experts };
-    if native::fits::<T>(call.cuda, dims, &native) {
-        return native::launch::<T>(call, dims, &native);
+    let native = &params.operands();
+    if native::fits::<T>(call.cuda, dims, native) {
+        return native::launch::<T>(call, dims, native);
     }
     let processors = call.cuda.facts().processors;
     let (tile, few) = (Tile::of(dims, processors), Few::of(dims, processors));
-    if few::fits::<T>(call.cuda, dims, &native) && few.time(dims, processors) <= tile.time(dims, processors) {
-        return few.launch::<T>(call, dims, &native);
+    if few::fits::<T>(call.cuda, dims, native) && few.time(dims, processors) <= tile.time(dims, processors) {
+        return few.launch::<T>(call, dims, native);
     }
     call.launch(tile.kernel::<T>(), Grid::new(tile.blocks(dims).max(1), tile.threads), params)?;
     Ok(tile.path)

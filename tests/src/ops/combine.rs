@@ -9,7 +9,7 @@ use crate::views::Views;
 use moe_core::ops::{Base, Combine, CombineArgs, CombineDims};
 use moe_core::{Device, Scalar};
 
-const BASES: [(&str, &str); 3] =
+pub(super) const BASES: [(&str, &str); 3] =
     [("base[0]", "base[0] scale"), ("base[1]", "base[1] scale"), ("base[2]", "base[2] scale")];
 
 impl<T: Scalar> Case for Combine<T> {

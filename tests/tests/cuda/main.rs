@@ -2,6 +2,7 @@
 //! sizes that fill it, with results held against f64.
 
 mod exact;
+mod few;
 mod gate;
 mod graph;
 mod large;

@@ -46,6 +46,40 @@ impl RouteDims {
     pub fn pack(&self) -> PackDims {
         PackDims { groups: 1, rows: self.experts, cols: self.width, use_: PackUse::Gate }
     }
+
+    /// Checks the arguments of `op`, which routes.
+    pub(crate) fn check<D: Device, T: Scalar>(
+        &self,
+        op: OpId,
+        args: &RouteArgs<'_, D, T>,
+    ) -> Result<(), ShapeError> {
+        let RouteDims { tokens, width, experts, top_k, rule } = *self;
+        within(op, "experts", 1, i32::MAX as usize, experts)?;
+        within(op, "top_k", 1, experts, top_k)?;
+        within(op, "groups", 1, experts, rule.groups)?;
+        within(op, "groups_kept", 1, rule.groups, rule.groups_kept)?;
+        if experts % rule.groups != 0 || rule.groups_kept * (experts / rule.groups) < top_k {
+            let why = "must divide experts and leave at least top_k to choose from";
+            return Err(ShapeError::Combination { op, what: "groups", why });
+        }
+        expect(op, "x", &[tokens, width], args.x.len())?;
+        args.gate.check(op, "gate", &[experts, width])?;
+        if let Some(bias) = &args.gate_bias {
+            expect(op, "gate_bias", &[experts], bias.len())?;
+        }
+        if let Some(bias) = &args.selection_bias {
+            expect(op, "selection_bias", &[experts], bias.len())?;
+        }
+        if let Some(ids) = &args.forced_ids {
+            expect(op, "forced_ids", &[tokens, top_k], ids.len())?;
+        }
+        let counted = rule.selection == Selection::RoundRobin && args.forced_ids.is_none();
+        check_stamp(op, rule.jitter.is_some() || counted, args.stamp.map(|s| s.len()))?;
+        expect(op, "logits", &[tokens, experts], args.logits.len())?;
+        expect(op, "ids", &[tokens, top_k], args.ids.len())?;
+        expect(op, "weights", &[tokens, top_k], args.weights.len())?;
+        expect(op, "non_finite", &[1], args.non_finite.len())
+    }
 }
 
 /// Views of [`Route`].
@@ -72,38 +106,31 @@ pub struct RouteArgs<'a, D: Device, T: Scalar> {
     pub non_finite: Out<'a, D, u32>,
 }
 
+impl<D: Device, T: Scalar> RouteArgs<'_, D, T> {
+    /// The same views for a while.
+    pub fn reborrow(&mut self) -> RouteArgs<'_, D, T> {
+        RouteArgs {
+            x: self.x,
+            gate: self.gate,
+            gate_bias: self.gate_bias,
+            selection_bias: self.selection_bias,
+            forced_ids: self.forced_ids,
+            stamp: self.stamp,
+            logits: self.logits.reborrow(),
+            ids: self.ids.reborrow(),
+            weights: self.weights.reborrow(),
+            non_finite: self.non_finite.reborrow(),
+        }
+    }
+}
+
 impl<T: Scalar> Op for Route<T> {
     const ID: OpId = OpId("route");
     type Dims = RouteDims;
     type Args<'a, D: Device> = RouteArgs<'a, D, T>;
 
     fn check<D: Device>(dims: &RouteDims, args: &Self::Args<'_, D>) -> Result<(), ShapeError> {
-        let RouteDims { tokens, width, experts, top_k, rule } = *dims;
-        within(Self::ID, "experts", 1, i32::MAX as usize, experts)?;
-        within(Self::ID, "top_k", 1, experts, top_k)?;
-        within(Self::ID, "groups", 1, experts, rule.groups)?;
-        within(Self::ID, "groups_kept", 1, rule.groups, rule.groups_kept)?;
-        if experts % rule.groups != 0 || rule.groups_kept * (experts / rule.groups) < top_k {
-            let why = "must divide experts and leave at least top_k to choose from";
-            return Err(ShapeError::Combination { op: Self::ID, what: "groups", why });
-        }
-        expect(Self::ID, "x", &[tokens, width], args.x.len())?;
-        args.gate.check(Self::ID, "gate", &[experts, width])?;
-        if let Some(bias) = &args.gate_bias {
-            expect(Self::ID, "gate_bias", &[experts], bias.len())?;
-        }
-        if let Some(bias) = &args.selection_bias {
-            expect(Self::ID, "selection_bias", &[experts], bias.len())?;
-        }
-        if let Some(ids) = &args.forced_ids {
-            expect(Self::ID, "forced_ids", &[tokens, top_k], ids.len())?;
-        }
-        let counted = rule.selection == Selection::RoundRobin && args.forced_ids.is_none();
-        check_stamp(Self::ID, rule.jitter.is_some() || counted, args.stamp.map(|s| s.len()))?;
-        expect(Self::ID, "logits", &[tokens, experts], args.logits.len())?;
-        expect(Self::ID, "ids", &[tokens, top_k], args.ids.len())?;
-        expect(Self::ID, "weights", &[tokens, top_k], args.weights.len())?;
-        expect(Self::ID, "non_finite", &[1], args.non_finite.len())
+        dims.check(Self::ID, args)
     }
 
     fn reference(dims: &RouteDims, args: Self::Args<'_, Host>) -> Result<(), ShapeError> {

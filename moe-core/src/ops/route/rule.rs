@@ -76,6 +76,13 @@ impl Default for RouteRule {
     }
 }
 
+impl RouteRule {
+    /// Whether the router reads the [`Stamp`](crate::ops::Stamp) of a step, if no ids are given.
+    pub fn stamped(&self) -> bool {
+        self.jitter.is_some() || self.selection == Selection::RoundRobin
+    }
+}
+
 /// Scores of whole logits, and nothing else: what the losses and a router's tests compare.
 impl RouteRule {
     /// The scores (tokens, experts) of logits (tokens, experts). For softmax over the chosen logits these

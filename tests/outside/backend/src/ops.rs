@@ -113,3 +113,16 @@ kernels! {
     SumSquares<T>: SumSquaresArgs { values, sum }
     BiasUpdate<T>: BiasUpdateArgs { counts, rate, bias }
 }
+
+/// Few tokens gain nothing from an op of their own here.
+impl<T: Scalar> Kernel<Decode<T>> for Far {
+    fn launch(
+        &self,
+        stream: &Stream,
+        dims: &DecodeDims,
+        args: DecodeArgs<'_, Self, T>,
+        scratch: Out<'_, Self, u8>,
+    ) -> Result<Path, FarError> {
+        apart(self, stream, dims, args, scratch)
+    }
+}

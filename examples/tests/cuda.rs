@@ -39,9 +39,9 @@ fn losses_on_the_gpu_are_those_of_the_processor() {
     for line in ["--dtype f32", "--dtype f32 --balance sequence"] {
         assert!(distance(line) < 1e-4, "{line}");
     }
-    // A value that rounds to the other neighbour changes by 2^-8 of itself, and what follows with it: with equal settings the
-    // reference and the processor are already 2.7e-3 apart, in step 39 of 50.
+    // A value that rounds to the other neighbour changes by 2^-8 of itself, and a token near a tie goes to another expert. How fast
+    // that grows depends on the learning rate: with a warm-up of 50 steps losses were 4e-3 apart.
     for line in ["--dtype bf16", "--dtype bf16 --balance batch"] {
-        assert!(distance(line) < 1e-2, "{line}");
+        assert!(distance(line) < 1e-3, "{line}");
     }
 }

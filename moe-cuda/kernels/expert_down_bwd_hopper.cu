@@ -42,7 +42,7 @@ template <typename T> static __device__ __forceinline__ void expert_down_bwd(con
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t row = first + line + i * 4;
-            scale[i] = p.weights && row < tile.end ? p.weights[slot_of(p.rows, row)] : 1.0f;
+            scale[i] = p.weights && row < tile.end ? factor_of(p.rows, p.weights, row) : 1.0f;
             part[i] = 0.0f;
         }
 #pragma unroll 1

@@ -11,7 +11,7 @@ struct WgradParams {
     const uint32_t *index; // null: row r is row r of the source
     const uint32_t *offsets;
     float *dw;
-    uint32_t tokens, fan, slots, rows, experts;
+    uint32_t tokens, fan, rows, experts;
     uint32_t height;  // columns of the gathered operand
     uint32_t columns; // columns of the other
     uint32_t turned;  // the gathered operand is the right one: its columns are the gradient's columns
@@ -44,9 +44,10 @@ static __device__ __forceinline__ uint32_t slot_at(const WgradParams &p, uint32_
     uint32_t lane = threadIdx.x % 16, at = row + threadIdx.x / 32 * 2 + lane % 2 + lane / 2 * 8;
     return at >= end ? NO_ROW : p.index ? p.index[at] : at;
 }
-// In units of 16 bytes, or NO_ROW beyond the end.
+// In units of 16 bytes, or NO_ROW beyond the end and for a slot that does not exist.
 static __device__ __forceinline__ uint32_t line_of(const WgradParams &p, uint32_t slot) {
-    return slot == NO_ROW ? NO_ROW : min(min(slot, p.slots - 1) / p.fan, p.tokens - 1) * (p.height / 8);
+    uint32_t token = slot / p.fan;
+    return slot != NO_ROW && token < p.tokens ? token * (p.height / 8) : NO_ROW;
 }
 
 static __device__ void produce(const WgradParams &p, const Stages &ring) {

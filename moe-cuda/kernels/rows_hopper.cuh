@@ -16,8 +16,11 @@ struct RowsParams {
     uint32_t tiles;   // of columns
 };
 
-static __device__ __forceinline__ uint32_t slot_of(const RowsParams &p, uint32_t row) {
-    return p.index ? min(p.index[row], p.slots - 1) : row;
+// As the index has it: a slot that does not exist has a line of zeros and the factor 1, as on the other paths.
+static __device__ __forceinline__ uint32_t slot_of(const RowsParams &p, uint32_t row) { return p.index ? p.index[row] : row; }
+static __device__ __forceinline__ float factor_of(const RowsParams &p, const float *weights, uint32_t row) {
+    uint32_t slot = slot_of(p, row);
+    return slot < p.slots ? weights[slot] : 1.0f;
 }
 
 // GATHER: rows of the left operand come from `source` by index. ACROSS: depth runs across the lines of the weights.
@@ -62,10 +65,11 @@ template <typename T, int WIDTH, int STAGES, bool GATHER, bool ACROSS, bool HALV
             uint32_t pitch = p.depth / 8;
             for (uint32_t at = blockIdx.x; at < count; at += gridDim.x) {
                 Tile tile = list.find(at);
-                uint32_t from[8]; // in units of 16 bytes
+                uint32_t from[8], there = 0; // in units of 16 bytes; a bit for each that exists
                 for (int i = 0; i < 8; i++) {
-                    uint32_t row = min(tile.row + line + i * 16, tile.end - 1);
-                    from[i] = min(slot_of(p, row) / p.fan, p.tokens - 1) * pitch + chunk;
+                    uint32_t row = min(tile.row + line + i * 16, tile.end - 1), token = slot_of(p, row) / p.fan;
+                    from[i] = token < p.tokens ? token * pitch + chunk : 0;
+                    there |= (token < p.tokens) << i;
                 }
                 for (uint32_t k = 0; k < p.depth; k += DEPTH) {
                     barrier_wait(ring.empty(place.stage), place.phase ^ 1);
@@ -75,7 +79,7 @@ template <typename T, int WIDTH, int STAGES, bool GATHER, bool ACROSS, bool HALV
                     }
                     uint32_t bytes = k + chunk * 8 < p.depth ? 16 : 0;
                     const uint4 *source = (const uint4 *)p.source + (bytes ? k / 8 : 0);
-                    for (int i = 0; i < 8; i++) copy16(ring.a(place.stage) + to + i * 2048, source + from[i], bytes);
+                    for (int i = 0; i < 8; i++) copy16(ring.a(place.stage) + to + i * 2048, source + from[i], there >> i & 1 ? bytes : 0);
                     copies_arrive(ring.full(place.stage));
                     place.next();
                 }

@@ -29,7 +29,7 @@ static __device__ __forceinline__ void store(const StoreParams &p, const Tile &t
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             uint32_t row = first + lane / 4 + half * 8;
-            float scale = row < tile.end ? p.weights[slot_of(p.rows, row)] : 1.0f;
+            float scale = row < tile.end ? factor_of(p.rows, p.weights, row) : 1.0f;
 #pragma unroll
             for (int i = 0; i < 64; i++) sums[i / 2 * 4 + half * 2 + i % 2] *= scale;
         }

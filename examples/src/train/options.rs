@@ -140,7 +140,7 @@ pub struct Settings {
     #[arg(long, default_value_t = 128)]
     pub seq: usize,
 
-    /// Largest learning rate: reached after a warm-up of 50 steps, then falling to a tenth along a cosine
+    /// Largest learning rate: reached after a warm-up of 200 steps, then falling to a tenth along a cosine
     #[arg(long, default_value_t = 8e-3)]
     pub lr: f64,
 

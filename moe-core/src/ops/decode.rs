@@ -210,13 +210,7 @@ pub fn apart<T: Scalar, D>(
 where
     D: Kernel<Route<T>> + Kernel<Sort<T>> + Kernel<ExpertUp<T>> + Kernel<ExpertDown<T>> + Kernel<Combine<T>>,
 {
-    Kernel::<Route<T>>::launch(
-        device,
-        stream,
-        &dims.route(),
-        args.route.reborrow(),
-        scratch.reborrow(),
-    )?;
+    Kernel::<Route<T>>::launch(device, stream, &dims.route(), args.route.reborrow(), scratch.reborrow())?;
     Kernel::<Sort<T>>::launch(device, stream, &dims.sort(), sort(&mut args), scratch.reborrow())?;
     Kernel::<ExpertUp<T>>::launch(device, stream, &dims.experts, up(dims, &mut args), scratch.reborrow())?;
     Kernel::<ExpertDown<T>>::launch(device, stream, &dims.experts, down(&mut args), scratch.reborrow())?;

@@ -8,7 +8,9 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::image::{Image, image};
 use crate::stream::Stream;
-use moe_core::ops::{Decode, DecodeArgs, DecodeDims, GateMath, Route, RouteDims, Weight, apart, apart_scratch};
+use moe_core::ops::{
+    Decode, DecodeArgs, DecodeDims, GateMath, Route, RouteDims, Weight, apart, apart_scratch,
+};
 use moe_core::{DType, Elem, In, Kernel, Op, Out, Path, Scalar};
 
 pub(super) static IMAGE: Image = image!("decode", [], single: ["decode_bf16": SHARED, "decode_f16": SHARED]);

@@ -10,8 +10,8 @@ use crate::sample::Sample;
 use crate::tolerance::Tolerance;
 use crate::views::Views;
 use moe_core::ops::{
-    Activation, Base, Decode, DecodeArgs, DecodeDims, DecodeRoom, ExpertDims, GateMath, PackUse, Route, RouteRule,
-    Selection,
+    Activation, Base, Decode, DecodeArgs, DecodeDims, DecodeRoom, ExpertDims, GateMath, PackUse, Route,
+    RouteRule, Selection,
 };
 use moe_core::{Accum, Device, Scalar};
 
@@ -111,7 +111,8 @@ fn sample<T: Scalar>(
         1 | 4 => Chooser::Native,
         _ => Chooser::RoundRobin,
     };
-    let mut rule = RouteRule { score: SCORES[nth % 3], normalize: nth.is_multiple_of(2), ..RouteRule::default() };
+    let mut rule =
+        RouteRule { score: SCORES[nth % 3], normalize: nth.is_multiple_of(2), ..RouteRule::default() };
     let (mut forced, mut stamped) = (None, None);
     match chooser {
         Chooser::Given => forced = Some(Rows::new(random, tokens, top_k, experts, spread).ids),

@@ -2,7 +2,9 @@
 
 use crate::rig::cuda;
 use half::bf16;
-use moe_core::ops::{Activation, Decode, DecodeDims, ExpertDims, GateMath, PackUse, Route, RouteDims, RouteRule};
+use moe_core::ops::{
+    Activation, Decode, DecodeDims, ExpertDims, GateMath, PackUse, Route, RouteDims, RouteRule,
+};
 use moe_cuda::Cuda;
 use moe_tests::{Outputs, Random, Sample, Setup, Tolerance, launch};
 

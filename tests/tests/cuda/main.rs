@@ -5,6 +5,7 @@ mod exact;
 mod few;
 mod gate;
 mod graph;
+mod index;
 mod large;
 mod memory;
 mod rig;

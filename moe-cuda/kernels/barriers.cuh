@@ -30,10 +30,16 @@ static __device__ __forceinline__ void barriers_made() { asm volatile("fence.mba
 static __device__ __forceinline__ void copies_arrive(uint32_t bar) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
+// How the cache treats what is read once: it is the first to give way.
+static __device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    return policy;
+}
 // Contiguous memory, in multiples of sixteen bytes.
-static __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(bar) : "memory");
+static __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t bar, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(bar), "l"(policy) : "memory");
 }
 
 // Shared memory written by ordinary stores, or by cp.async, becomes visible to wgmma and the copy engine.

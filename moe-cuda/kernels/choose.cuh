@@ -86,6 +86,7 @@ weigh(const RouteParams &p, const Powers &powers, uint32_t token, uint32_t lane,
     bool over_chosen = p.score == SOFTMAX_TOP_K;
     float largest = -INFINITY, sum = 0.0f;
     if (over_chosen) {
+#pragma unroll 1
         for (uint32_t k = lane; k < p.top_k; k += 32)
             if (id(k) < p.experts) largest = fmaxf(largest, chosen(id(k)));
         largest = warp_max(largest);
@@ -97,11 +98,13 @@ weigh(const RouteParams &p, const Powers &powers, uint32_t token, uint32_t lane,
     };
     float own = raw(lane);
     if (over_chosen || p.normalize) {
+#pragma unroll 1
         for (uint32_t k = 0; k < p.top_k; k += 32) {
             float weight = k == 0 ? own : raw(k + lane);
             for (uint32_t i = 0; i < min(p.top_k - k, 32u); i++) sum += __shfl_sync(ALL_LANES, weight, i);
         }
     }
+#pragma unroll 1
     for (uint32_t k = lane; k < p.top_k; k += 32) {
         float weight = k < 32 ? own : raw(k);
         if (over_chosen) weight = id(k) < p.experts ? weight / sum : weight;
@@ -135,6 +138,7 @@ template <int N> static __device__ void choose(const RouteParams &p, uint32_t to
     }
     if (p.forced_ids || p.round_robin) {
         uint32_t first = settle(p, powers, token, lane, given_id(p, token, lane));
+#pragma unroll 1
         for (uint32_t k = lane + 32; k < p.top_k; k += 32) settle(p, powers, token, k, given_id(p, token, k));
         return weigh(p, powers, token, lane, first);
     }
@@ -147,6 +151,7 @@ template <int N> static __device__ void choose(const RouteParams &p, uint32_t to
     }
     if (p.groups_kept < p.groups) {
         uint32_t size = p.experts / p.groups, mine = 0, kept = 0;
+#pragma unroll 1
         for (uint32_t g = 0; g < p.groups; g++) {
             uint32_t best[2] = {0, 0};
 #pragma unroll
@@ -157,6 +162,7 @@ template <int N> static __device__ void choose(const RouteParams &p, uint32_t to
             uint32_t next = max_of_lanes(lane == owner ? best[1] : best[0]);
             if (lane == g) mine = strength(most, next, size);
         }
+#pragma unroll 1
         for (uint32_t n = 0; n < p.groups_kept; n++) {
             uint32_t g = best_of_lanes(mine, lane);
             if (g == NO_ROW) break;
@@ -168,6 +174,7 @@ template <int N> static __device__ void choose(const RouteParams &p, uint32_t to
             if (lane + 32 * i < p.experts && !(kept >> (lane + 32 * i) / size & 1)) keys[i] = 0;
     }
     uint32_t first = p.experts, pending = p.experts;
+#pragma unroll 1
     for (uint32_t k = 0; k < p.top_k; k++) {
         uint32_t key = 0, index = 0;
 #pragma unroll

@@ -153,7 +153,10 @@ template <typename T> struct Decode {
         own.ids = (uint32_t *)s.ids;
         own.weights = s.weight;
         if (blockIdx.x > 0) own.non_finite = &s.ignored;
-        if (warp_id() < p.route.tokens) choose(own, warp_id(), lanes());
+        // Two of the kinds there are, so that the kernel stays small.
+        if (warp_id() >= p.route.tokens) return;
+        if (p.route.experts <= 128) choose<4>(own, warp_id(), lanes());
+        else choose<16>(own, warp_id(), lanes());
     }
 
     // A slot's row is the number of slots with a lower expert, or the same and a lower number. All threads call it.
@@ -229,6 +232,7 @@ template <typename T> struct Decode {
     // One warp, a lane per line.
     __device__ __forceinline__ void feed_weights() {
         Place<WEIGHT_STAGES> place;
+        uint64_t policy = read_once();
         auto feed = [&](const Item &item) {
             const char *from = lanes() < LINES ? line(item, lanes()) : nullptr;
             uint32_t lines = __popc(__ballot_sync(~0u, from != nullptr));
@@ -237,7 +241,7 @@ template <typename T> struct Decode {
                 barrier_wait(shared_address(&s.weights_empty[place.stage]), place.phase ^ 1);
                 if (lanes() == 0) barrier_expect(full, lines * size);
                 __syncwarp();
-                if (from) copy_bulk(shared_address(s.weights[place.stage][lanes()]), from + at, size, full);
+                if (from) copy_bulk(shared_address(s.weights[place.stage][lanes()]), from + at, size, full, policy);
             }
         };
         each_up(feed);
@@ -297,11 +301,9 @@ template <typename T> struct Decode {
                     mma(T(), c[0], c[1], c[2], c[3], {low.z, high.z, low.w, high.w}, row.z, row.w);
                 }
             }
-            __syncwarp();
-            if (lanes() == 0) {
-                barrier_arrive(shared_address(&s.weights_empty[w.stage]));
-                barrier_arrive(shared_address(&s.rows_empty[x.stage]));
-            }
+            // Every lane: racecheck does not know that one could speak for a warp that has met.
+            barrier_arrive(shared_address(&s.weights_empty[w.stage]));
+            barrier_arrive(shared_address(&s.rows_empty[x.stage]));
             w.next();
             x.next();
         }
@@ -403,11 +405,11 @@ template <typename T> static __device__ __forceinline__ void decode(const Decode
     if (threadIdx.x == 0) {
         for (int i = 0; i < WEIGHT_STAGES; i++) {
             barrier_init(shared_address(&s.weights_full[i]), 1);
-            barrier_init(shared_address(&s.weights_empty[i]), WARPS);
+            barrier_init(shared_address(&s.weights_empty[i]), MULTIPLIERS);
         }
         for (uint32_t i = 0; i < ROW_STAGES; i++) {
             barrier_init(shared_address(&s.rows_full[i]), 32);
-            barrier_init(shared_address(&s.rows_empty[i]), WARPS);
+            barrier_init(shared_address(&s.rows_empty[i]), MULTIPLIERS);
         }
         barriers_made();
     }

@@ -98,8 +98,8 @@ void choose_weigh(IN(float, scores), IN(uint, forced_ids), IN(uint, stamp), OUT(
     }
     for (uint k = 0; k < p.top_k; k++) {
         float weight = weights[k];
-        if (p.over_chosen) weight = ids[k] < p.experts ? weight / sum : 0.0f;
-        else if (p.normalize) weight = weight / (sum + 1e-20f);
+        if (p.over_chosen) weight = ids[k] < p.experts ? divide(weight, sum) : 0.0f;
+        else if (p.normalize) weight = divide(weight, sum + 1e-20f);
         weights[k] = weight * p.scale;
     }
 }

@@ -1,4 +1,4 @@
-// What all kernels share: the storage type, exact arithmetic, and how the host calls.
+// What all kernels share: the storage type, and how the host calls.
 //
 // OpenCL C 1.2 without extensions: bf16 is bits of a float, f16 goes through vload_half. A product and a sum are fused only
 // where `fma` says so, so that routing has the reference's bits. A buffer is two arguments, since a view may begin anywhere in
@@ -71,31 +71,4 @@ FN void store_upto4(float4 v, global T *p, ulong at, uint count) {
     store(v.s0, p, at);
     if (count > 1) store(v.s1, p, at + 1);
     if (count > 2) store(v.s2, p, at + 2);
-}
-
-FN float power_of_two(int n) { return as_float((n + 127) << 23); }
-
-// The project's own e^x (moe_core::Accum::fixed_exp), bit for bit.
-FN float fixed_exp(float x) {
-    if (isnan(x)) return x;
-    if (x > 88.72284f) return INFINITY;
-    if (x < -103.97208f) return 0.0f;
-    float n = fma(x, 1.44269502f, 12582912.0f) - 12582912.0f;
-    float r = fma(n, -0.6933594f, x);
-    r = fma(n, 2.1219444e-4f, r);
-    float sum = 1.0f / 5040.0f;
-    sum = fma(sum, r, 1.0f / 720.0f);
-    sum = fma(sum, r, 1.0f / 120.0f);
-    sum = fma(sum, r, 1.0f / 24.0f);
-    sum = fma(sum, r, 1.0f / 6.0f);
-    sum = fma(sum, r, 0.5f);
-    sum = fma(sum, r, 1.0f);
-    sum = fma(sum, r, 1.0f);
-    int whole = (int)n, low = whole >> 1;
-    return sum * power_of_two(low) * power_of_two(whole - low);
-}
-
-FN float fixed_sigmoid(float x) {
-    float e = fixed_exp(x < 0.0f ? x : -x);
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }

@@ -34,7 +34,7 @@ BY_TEAM void score_tokens(IN(float, logits), OUT(float, scores), OUT(float, sums
     for (uint e = lane; there && e < p.experts; e += TEAM) {
         float score = logits[e];
         if (p.function == SIGMOID) score = fixed_sigmoid(score);
-        if (p.function == SOFTMAX) score = scores[e] / powers;
+        if (p.function == SOFTMAX) score = divide(scores[e], powers);
         scores[e] = score;
         all += score;
     }

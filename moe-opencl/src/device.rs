@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::error::{OpenClError, check_wait};
 use crate::event::Event;
 use crate::platform::{self, DeviceKind, Facts, Listed};
-use crate::program::{Program, Programs, Source, build_all};
+use crate::program::{Program, Programs, Source};
 use crate::stream::Stream;
 use crate::way::{Way, Ways};
 use moe_core::{DType, Device, Elem, In, OpId, Out, expect};
@@ -25,7 +25,6 @@ pub struct OpenCl(Arc<Inner>);
 struct Inner {
     context: Arc<Context>,
     programs: Programs,
-    ways: Ways,
 }
 
 impl OpenCl {
@@ -43,8 +42,8 @@ impl OpenCl {
         Self::open_listed(found, None)
     }
 
-    /// Device number `device` of platform number `platform`, as [`list`](Self::list) counts them, with all its programs built.
-    /// They are kept in the user's cache folder, so that only the first start takes long.
+    /// Device number `device` of platform number `platform`, as [`list`](Self::list) counts them. A storage type's programs are
+    /// built at its first launch, and kept in the user's cache folder, so that only the first start takes long.
     ///
     /// # Errors
     /// [`OpenClError`] of kind [`Unavailable`](moe_core::ErrorKind::Unavailable), which says what to install, if there is no
@@ -62,6 +61,14 @@ impl OpenCl {
             return Err(OpenClError::NoDevice { what, asked, found });
         }
         Self::open_listed(of_platform.swap_remove(device), None)
+    }
+
+    /// Every device of the list, in its order.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_all() -> Result<Vec<Self>, OpenClError> {
+        Self::list()?.into_iter().map(|listed| Self::open_listed(listed, None)).collect()
     }
 
     /// A device of the list. `cache` is the folder of built programs, in place of the user's.
@@ -95,8 +102,7 @@ impl OpenCl {
         };
         let cache = Cache::new(&listed, cache)?;
         let context = Arc::new(Context::open(listed)?);
-        let programs = build_all(&context, &cache, &ways)?;
-        Ok(Self(Arc::new(Inner { context, programs, ways })))
+        Ok(Self(Arc::new(Inner { context, programs: Programs::new(cache, ways) })))
     }
 
     /// Every device of every platform.
@@ -115,12 +121,10 @@ impl OpenCl {
     /// An error where the reproducible gate's bits cannot be had.
     pub(crate) fn gives_exact_bits(&self) -> Result<(), OpenClError> {
         let facts = self.facts();
-        let what = match (facts.subnormals, facts.rounded) {
-            (true, true) => return Ok(()),
-            (false, _) => "subnormal f32",
-            (true, false) => "correctly rounded division",
-        };
-        Err(OpenClError::Inexact { name: facts.name.clone(), what })
+        if facts.subnormals {
+            return Ok(());
+        }
+        Err(OpenClError::Inexact { name: facts.name.clone(), what: "subnormal f32" })
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
@@ -128,7 +132,7 @@ impl OpenCl {
     }
 
     pub(crate) fn ways(&self) -> &Ways {
-        &self.0.ways
+        self.0.programs.ways()
     }
 
     pub(crate) fn program(
@@ -137,8 +141,7 @@ impl OpenCl {
         storage: DType,
         way: Option<Way>,
     ) -> Result<&Program, OpenClError> {
-        let missing = || OpenClError::Lacks { name: self.facts().name.clone(), what: source.name };
-        self.0.programs.get(&(source.name, storage, way)).map(Arc::as_ref).ok_or_else(missing)
+        self.0.programs.get(self.context(), &(source.name, storage, way))
     }
 }
 

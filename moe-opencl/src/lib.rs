@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! platform  what the loader lists           context  what an open device's parts share
-//! device    OpenCl: an open device          program  kernels, built when the device is opened
+//! device    OpenCl: an open device          program  kernels, built when they are first needed
 //! stream    queues of work                  cache    built programs, on disk
 //! event     marks between streams           buffer   memory
 //! way       how products are computed       offline  what would be compiled for a device that is not here

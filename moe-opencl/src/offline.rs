@@ -2,6 +2,7 @@
 
 use crate::ops::SOURCES;
 use crate::platform::{DeviceKind, Facts};
+use crate::program::{FLOATS, NO_STORAGE};
 use crate::way::Ways;
 
 /// A program, as the crate would have it compiled.
@@ -36,13 +37,14 @@ pub fn intel_gpu(lanes: usize, matrix_units: bool) -> Vec<ProgramText> {
         lanes: 1,
         subgroups: [8, 16, 32].into_iter().filter(|size| *size >= lanes).collect(),
         subnormals: true,
-        rounded: true,
     })
 }
 
 fn programs(facts: &Facts) -> Vec<ProgramText> {
     let ways = Ways::new(facts, None);
-    let variants = ways.iter().flat_map(|ways| SOURCES.iter().flat_map(|source| source.variants(ways)));
+    let of_type = |ways, storage| SOURCES.iter().flat_map(move |source| source.variants(storage, ways));
+    let types = || FLOATS.iter().chain(NO_STORAGE);
+    let variants = ways.iter().flat_map(|ways| types().flat_map(move |storage| of_type(ways, *storage)));
     variants
         .map(|variant| ProgramText {
             name: variant.to_string(),

@@ -90,8 +90,6 @@ pub struct Facts {
     pub subgroups: Vec<usize>,
     /// keeps subnormal f32
     pub subnormals: bool,
-    /// can divide and take roots correctly rounded in f32
-    pub rounded: bool,
 }
 
 impl Facts {
@@ -127,7 +125,6 @@ impl Facts {
             },
             extensions,
             subnormals: floats & ffi::CL_FP_DENORM != 0,
-            rounded: floats & ffi::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT != 0,
         })
     }
 }

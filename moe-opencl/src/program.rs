@@ -1,4 +1,4 @@
-//! Programs: the kernels' sources, embedded, and built for a device when it is opened.
+//! Programs: the kernels' sources, embedded, and built for a device when they are first needed.
 
 use crate::cache::Cache;
 use crate::context::Context;
@@ -14,7 +14,7 @@ use std::ffi::CString;
 use std::fmt::{self, Write};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// One op's file of `kernels/`, behind what it includes.
 pub(crate) struct Source {
@@ -69,14 +69,14 @@ macro_rules! product {
 pub(crate) use product;
 
 impl Source {
-    /// The variants that a device needs: for each storage type one, or one for each way of its products.
-    pub(crate) fn variants(&'static self, ways: &Ways) -> Vec<Variant> {
-        let variant = |storage, way| Variant { source: self, storage, way };
-        let of_storage = |storage: &DType| match self.before_way {
-            None => vec![variant(*storage, None)],
-            Some(_) => ways.of(*storage).map(|way| variant(*storage, Some(way))).collect(),
-        };
-        self.storage.iter().flat_map(of_storage).collect()
+    /// The variants that a device needs for a storage type: one, or one for each way of its products.
+    pub(crate) fn variants(&'static self, storage: DType, ways: &Ways) -> Vec<Variant> {
+        let variant = |way| Variant { source: self, storage, way };
+        match self.before_way {
+            _ if !self.storage.contains(&storage) => Vec::new(),
+            None => vec![variant(None)],
+            Some(_) => ways.of(storage).map(|way| variant(Some(way))).collect(),
+        }
     }
 }
 
@@ -115,9 +115,6 @@ impl Variant {
             "-cl-std=CL1.2 "
         };
         let mut options = format!("{standard}-DTHREADS={}", crate::ops::threads(facts));
-        if facts.rounded {
-            options += " -cl-fp32-correctly-rounded-divide-sqrt";
-        }
         let number = FLOATS.iter().position(|float| *float == self.storage).unwrap_or(0);
         let _ = write!(options, " -DSTORAGE={number}");
         options + &self.way.map_or(String::new(), |way| way.options(facts))
@@ -166,37 +163,68 @@ impl Drop for Kernel {
     }
 }
 
-/// A device's programs.
-pub(crate) type Programs = HashMap<Key, Arc<Program>>;
-
 /// Name, storage type, and the way of a grouped product.
 pub(crate) type Key = (&'static str, DType, Option<Way>);
 
-/// Builds every program for every storage type, so that no launch has to; on all processors, since a compiler takes its time.
-pub(crate) fn build_all(context: &Context, cache: &Cache, ways: &Ways) -> Result<Programs, OpenClError> {
-    let all: Vec<Variant> = SOURCES.iter().flat_map(|source| source.variants(ways)).collect();
-    let (next, built) = (AtomicUsize::new(0), Mutex::new(Ok(Programs::new())));
-    let work = || {
-        while let Some(variant) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let program = build(context, cache, variant);
-            let mut built = locked(&built);
-            match (built.as_mut(), program) {
-                (Ok(programs), Ok(program)) => {
-                    programs.insert(variant.key(), Arc::new(program));
-                }
-                (Ok(_), Err(error)) => *built = Err(error),
-                (Err(_), _) => return,
+/// A device's programs. Those of a storage type are built together when it is first used.
+pub(crate) struct Programs {
+    cache: Cache,
+    ways: Ways,
+    built: [OnceLock<HashMap<Key, Program>>; STORED.len()],
+    building: Mutex<()>,
+}
+
+/// All storage types of programs.
+const STORED: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::U32];
+
+impl Programs {
+    pub(crate) fn new(cache: Cache, ways: Ways) -> Self {
+        Self { cache, ways, built: Default::default(), building: Mutex::default() }
+    }
+
+    pub(crate) fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    pub(crate) fn get(&self, context: &Context, key: &Key) -> Result<&Program, OpenClError> {
+        let missing = || OpenClError::Lacks { name: context.listed.facts.name.clone(), what: key.0 };
+        let at = STORED.iter().position(|stored| *stored == key.1).ok_or_else(missing)?;
+        if self.built[at].get().is_none() {
+            let _one_at_a_time = locked(&self.building);
+            if self.built[at].get().is_none() {
+                let _ = self.built[at].set(self.build_all(context, key.1)?);
             }
         }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
-    built.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.built[at].get().and_then(|programs| programs.get(key)).ok_or_else(missing)
+    }
+
+    /// On all processors, since a compiler takes its time.
+    fn build_all(&self, context: &Context, storage: DType) -> Result<HashMap<Key, Program>, OpenClError> {
+        let of_source = |source: &&'static Source| source.variants(storage, &self.ways);
+        let all: Vec<Variant> = SOURCES.iter().flat_map(of_source).collect();
+        let (next, built) = (AtomicUsize::new(0), Mutex::new(Ok(HashMap::new())));
+        let work = || {
+            while let Some(variant) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let program = build(context, &self.cache, variant);
+                let mut built = locked(&built);
+                match (built.as_mut(), program) {
+                    (Ok(programs), Ok(program)) => {
+                        programs.insert(variant.key(), program);
+                    }
+                    (Ok(_), Err(error)) => *built = Err(error),
+                    (Err(_), _) => return,
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        built.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn build(context: &Context, cache: &Cache, variant: &Variant) -> Result<Program, OpenClError> {

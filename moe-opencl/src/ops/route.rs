@@ -12,7 +12,7 @@ use moe_core::{DType, Kernel, Op, Out, Path, within};
 
 pub(super) static SOURCE: Source = source!("route", ["jitter", "chains"], FLOATS);
 /// What follows from the scores, for all storage types.
-pub(super) static CHOOSE: Source = source!("choose", ["jitter", "team"], NO_STORAGE);
+pub(super) static CHOOSE: Source = source!("choose", ["exact", "jitter", "team"], NO_STORAGE);
 
 /// `RouteParams` of `kernels/route.cl`.
 #[repr(C)]

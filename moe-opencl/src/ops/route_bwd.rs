@@ -10,7 +10,7 @@ use crate::stream::Stream;
 use moe_core::ops::{RouteBwd, RouteBwdArgs, RouteBwdDims};
 use moe_core::{DType, Kernel, Op, Out, Path, within};
 
-pub(super) static SOURCE: Source = source!("route_bwd", ["team"], NO_STORAGE);
+pub(super) static SOURCE: Source = source!("route_bwd", ["exact", "team"], NO_STORAGE);
 
 /// `RouteBwdParams` of `kernels/route_bwd.cl`.
 #[repr(C)]
@@ -81,8 +81,10 @@ impl<T: Float> Kernel<RouteBwd<T>> for OpenCl {
         let of_scores = [logits, scores, sums, Place::NONE];
         scores::launch(&call, (tokens, experts), loss_score(rule.score), of_scores)?;
         call.turn_to(self, (&SOURCE, DType::U32))?;
-        let of_tokens = [logits, scores, sums, ids, dweights, row_of_slot, bounds, counts, factors];
-        let of_tokens = [&of_tokens[..], &[z_factor, dlogits]].concat();
+        #[rustfmt::skip]
+        let of_tokens = [
+            logits, scores, sums, ids, dweights, row_of_slot, bounds, counts, factors, z_factor, dlogits,
+        ];
         call.launch("route_bwd", by_team(tokens), &of_tokens, &params)?;
         if let Some(load) = load {
             call.launch("route_load", Grid::new(experts, ITEMS), &[ids, load], &params)?;

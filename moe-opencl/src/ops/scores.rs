@@ -6,7 +6,7 @@ use crate::program::{NO_STORAGE, Source, source};
 use moe_core::Op;
 use moe_core::ops::ScoreFunction;
 
-pub(super) static SOURCE: Source = source!("scores", ["team"], NO_STORAGE);
+pub(super) static SOURCE: Source = source!("scores", ["exact", "team"], NO_STORAGE);
 
 /// `ScoreParams` of `kernels/scores.cl`.
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! The layer as a whole: slopes, stages, independence of rows, memory policies, stale weights, balancing, mistakes, state.
+//! The layer as a whole: slopes, the reference on every device, stages, independence of rows, memory policies, stale weights, balancing, mistakes, state.
 
 mod balancing;
 mod devices;
@@ -8,6 +8,7 @@ mod mistakes_in_order;
 mod mistakes_in_sizes;
 mod mistakes_in_states;
 mod policies;
+mod reference;
 mod rig;
 mod slopes;
 mod stages;

@@ -7,9 +7,5 @@ use std::sync::OnceLock;
 /// Every device that the loader finds, opened once; none after a note that `test` is skipped.
 pub(crate) fn devices(test: &str) -> &'static [OpenCl] {
     static DEVICES: OnceLock<Result<Vec<OpenCl>, OpenClError>> = OnceLock::new();
-    let open_all = || {
-        let listed = OpenCl::list()?;
-        listed.iter().map(|found| OpenCl::open(found.platform, found.device)).collect()
-    };
-    available(test, "opencl", DEVICES.get_or_init(open_all)).map_or(&[], Vec::as_slice)
+    available(test, "opencl", DEVICES.get_or_init(OpenCl::open_all)).map_or(&[], Vec::as_slice)
 }

@@ -120,7 +120,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         0
     }
 
-    /// Whether the device computes these few tokens faster by [`Decode`](crate::ops::Decode) than by its four parts. Pure.
+    /// Whether the device computes these few tokens faster by [`Decode`](crate::ops::Decode) than by its five parts. Pure.
     fn decodes<T: Scalar>(&self, dims: &DecodeDims) -> bool {
         let _ = dims;
         false

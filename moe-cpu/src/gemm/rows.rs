@@ -2,7 +2,7 @@
 
 use super::float::Float;
 use super::isa::{Job, Unit};
-use super::simd::Simd;
+use super::simd::{LINE, Simd};
 use moe_core::DType;
 
 /// Most lanes of any unit.
@@ -14,7 +14,7 @@ impl Job for Near {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        (0..self.1).step_by(64).for_each(|at| s.near(self.0.wrapping_add(at)));
+        (0..self.1).step_by(LINE).for_each(|at| s.near(self.0.wrapping_add(at)));
     }
 }
 

@@ -7,6 +7,9 @@
 
 use half::{bf16, f16};
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Rows and columns that [`Simd::turn`] turns at once.
 pub(crate) const SQUARE: usize = 8;
 

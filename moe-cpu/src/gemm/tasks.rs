@@ -66,10 +66,13 @@ pub(crate) struct Task {
     pub(crate) columns: Range<usize>,
 }
 
+/// How many rows ahead of its turn a row's places are asked for.
+const SOON: usize = 2;
+
 impl Task {
     /// The row whose places may be asked for while `row` is finished.
     pub(crate) fn soon(&self, row: usize) -> Option<usize> {
-        Some(row + 2).filter(|next| *next < self.rows.end)
+        Some(row + SOON).filter(|next| *next < self.rows.end)
     }
 }
 

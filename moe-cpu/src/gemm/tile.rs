@@ -7,7 +7,7 @@
 use super::float::Float;
 use super::isa::Job;
 use super::shared::Rectangle;
-use super::simd::Simd;
+use super::simd::{LINE, Simd};
 
 /// k's in a block. 256 columns of a panel fill half of a first-level cache of 32 KiB.
 pub(crate) const BLOCK: usize = 256;
@@ -71,12 +71,12 @@ struct Tile<T> {
     ahead_step: usize,
 }
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
+/// f32 in a cache line.
+const FLOATS: usize = LINE / size_of::<f32>();
 
 /// Steps that take a cache line of the left block for each row.
-const fn period<S: Simd, T: Float>() -> usize {
-    LINE / (4 * if S::DOT { 1 } else { T::STEP })
+fn period<S: Simd, T: Float>() -> usize {
+    FLOATS / T::slots::<S>()
 }
 
 impl<T: Float> Job for Tiles<'_, T> {
@@ -170,7 +170,7 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
     if COLUMNS && let Some((start, pitch, _)) = tile.target {
         // The sums find their places in the cache when they are complete.
         for row in 0..M {
-            for at in (0..S::COLS).step_by(LINE / 4) {
+            for at in (0..S::COLS).step_by(FLOATS) {
                 s.near(start.wrapping_add(row * pitch + at).cast());
             }
         }
@@ -184,7 +184,7 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
         steps -= run;
         for row in 0..M {
             // The next tile's rows.
-            s.near(left.wrapping_add(whole + row * if COLUMNS { LINE / 4 } else { BLOCK }).cast());
+            s.near(left.wrapping_add(whole + row * if COLUMNS { FLOATS } else { BLOCK }).cast());
         }
         for line in (0..tile.ahead_step).step_by(LINE) {
             s.prefetch(ahead.wrapping_add(line));

@@ -1,4 +1,4 @@
-//! Decode: its four parts. A launch costs little here, so nothing is gained by computing them together.
+//! Decode: its five parts. A launch costs little here, so nothing is gained by computing them together.
 
 use super::ready;
 use crate::device::Cpu;

@@ -1,4 +1,4 @@
-//! Decode: its four parts, launch by launch.
+//! Decode: its five parts, launch by launch.
 
 use super::Float;
 use crate::device::OpenCl;

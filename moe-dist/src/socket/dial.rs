@@ -1,6 +1,8 @@
 //! Calling another rank.
 
-use super::noise::{Greeting, RECORD, Realm, SECOND};
+use super::near;
+use super::noise::{Greeting, Line, RECORD, Realm, SECOND};
+use super::stream::Stream;
 use super::wait::{READ, WRITE, wait};
 use crate::fault::{self, Point};
 use moe_core::CollectiveFault;
@@ -24,7 +26,7 @@ pub(crate) struct Unreached {
 }
 
 /// A connection to the first of `addresses` that answers, until `deadline`. `note` makes what the called rank is told, from
-/// this side's address.
+/// an address of this host. Only data lines are worth the call to a rank of this host.
 pub(crate) fn dial(
     realm: &Realm,
     greeting: Greeting,
@@ -32,21 +34,22 @@ pub(crate) fn dial(
     patient: bool,
     mut note: impl FnMut(SocketAddr) -> io::Result<Vec<u8>>,
     deadline: Instant,
-) -> Result<(TcpStream, TransportState), Unreached> {
+) -> Result<(Stream, TransportState), Unreached> {
     let mut broken = 0;
     loop {
         let mut last = None;
         for address in addresses {
             fault::at(Point::Connect);
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            let stream = match TcpStream::connect_timeout(address, left) {
-                Ok(stream) => stream,
+            // A handshake that was broken off is tried again over TCP.
+            let near = greeting.line == Line::Data && broken == 0;
+            let (stream, here) = match open(address, near, deadline) {
+                Ok(opened) => opened,
                 Err(error) => {
                     last = Some(format!("{address}: {error}"));
                     continue;
                 }
             };
-            match shake(realm, greeting, stream, &mut note, deadline) {
+            match note(here).and_then(|note| shake(realm, greeting, stream, &note, deadline)) {
                 Ok(connection) => return Ok(connection),
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
                     let detail = format!("{address} does not answer the handshake");
@@ -76,15 +79,24 @@ pub(crate) fn dial(
     }
 }
 
+/// A connection, and an address of this host.
+fn open(address: &SocketAddr, near: bool, deadline: Instant) -> io::Result<(Stream, SocketAddr)> {
+    if near && let Ok(stream) = near::call(address) {
+        return Ok((stream, *address));
+    }
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let stream = TcpStream::connect_timeout(address, left)?;
+    let here = stream.local_addr()?;
+    Ok((Stream::tcp(stream)?, here))
+}
+
 fn shake(
     realm: &Realm,
     greeting: Greeting,
-    mut stream: TcpStream,
-    note: &mut impl FnMut(SocketAddr) -> io::Result<Vec<u8>>,
+    mut stream: Stream,
+    note: &[u8],
     deadline: Instant,
-) -> io::Result<(TcpStream, TransportState)> {
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
+) -> io::Result<(Stream, TransportState)> {
     let (first, mut state) = realm.call(greeting).map_err(io::Error::other)?;
     write_all(&mut stream, &first, deadline)?;
     fault::at(Point::Handshake);
@@ -93,17 +105,16 @@ fn shake(
     state.read_message(&second, &mut []).map_err(io::Error::other)?;
     let mut state = state.into_transport_mode().map_err(io::Error::other)?;
     let mut record = vec![0; RECORD];
-    let note = note(stream.local_addr()?)?;
-    let len = state.write_message(&note, &mut record).map_err(io::Error::other)?;
+    let len = state.write_message(note, &mut record).map_err(io::Error::other)?;
     write_all(&mut stream, &record[..len], deadline)?;
     Ok((stream, state))
 }
 
-fn ready(stream: &TcpStream, want: super::wait::Want, deadline: Instant) -> io::Result<()> {
+fn ready(stream: &Stream, want: super::wait::Want, deadline: Instant) -> io::Result<()> {
     if wait(&[(stream.as_fd(), want)], deadline)?[0] { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
 }
 
-fn write_all(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+fn write_all(stream: &mut Stream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.write(bytes) {
             Ok(count) => bytes = &bytes[count..],
@@ -115,7 +126,7 @@ fn write_all(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io:
     Ok(())
 }
 
-fn read_exact(stream: &mut TcpStream, bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+fn read_exact(stream: &mut Stream, bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
     let mut have = 0;
     while have < bytes.len() {
         match stream.read(&mut bytes[have..]) {

@@ -4,11 +4,13 @@
 //! nothing is dropped. Each has five seconds.
 
 use super::control::ADDRESS;
+use super::near;
 use super::noise::{FIRST, GREETING, Greeting, Realm, TAG};
+use super::stream::Stream;
 use super::wait::{READ, wait};
 use snow::TransportState;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -19,8 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of the caller's record: its address.
 const THIRD: usize = ADDRESS + TAG;
 
+/// Calls that may wait: a scan of the port must not fill the queue before a rank's call.
+pub(crate) const QUEUE: i32 = 4096;
+
 pub(crate) struct Door {
     listener: TcpListener,
+    /// for ranks of this host; without it they call over TCP
+    near: Option<near::Listener>,
     realm: Realm,
     me: usize,
     callers: Vec<Caller>,
@@ -30,8 +37,8 @@ pub(crate) struct Door {
 
 /// A connection whose handshake is not done.
 struct Caller {
-    stream: TcpStream,
-    from: SocketAddr,
+    stream: Stream,
+    from: String,
     since: Instant,
     received: Vec<u8>,
     greeted: Option<(Greeting, TransportState)>,
@@ -40,7 +47,7 @@ struct Caller {
 /// Another rank, beyond doubt.
 pub(crate) struct Guest {
     pub(crate) greeting: Greeting,
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) state: TransportState,
     pub(crate) note: [u8; ADDRESS],
 }
@@ -54,11 +61,17 @@ pub(crate) enum Visit {
 }
 
 impl Door {
-    pub(crate) fn new(listener: TcpListener, realm: Realm, me: usize) -> io::Result<Self> {
+    /// Other ranks call it at `address`.
+    pub(crate) fn new(
+        listener: TcpListener,
+        address: &SocketAddr,
+        realm: Realm,
+        me: usize,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        // A scan of the port must not fill the queue before a rank's call.
-        rustix::net::listen(&listener, 4096)?;
-        Ok(Self { listener, realm, me, callers: Vec::new(), turned_away: None })
+        rustix::net::listen(&listener, QUEUE)?;
+        let near = near::Listener::new(address).ok();
+        Ok(Self { listener, near, realm, me, callers: Vec::new(), turned_away: None })
     }
 
     /// Waits for the next rank.
@@ -67,9 +80,11 @@ impl Door {
             let oldest = self.callers.iter().map(|caller| caller.since + PATIENCE).min();
             let until = oldest.map_or(deadline, |oldest| oldest.min(deadline));
             let callers = self.callers.iter().map(|caller| caller.stream.as_fd());
-            let sockets = [self.listener.as_fd()].into_iter().chain(watched.iter().copied()).chain(callers);
+            let doors = [self.listener.as_fd()].into_iter().chain(self.near.as_ref().map(AsFd::as_fd));
+            let ours = 1 + usize::from(self.near.is_some());
+            let sockets = doors.chain(watched.iter().copied()).chain(callers);
             let ready = wait(&sockets.map(|socket| (socket, READ)).collect::<Vec<_>>(), until)?;
-            let (first, callers) = (1 + watched.len(), ready.len());
+            let (first, callers) = (ours + watched.len(), ready.len());
             for at in (0..callers - first).rev() {
                 if ready[first + at]
                     && let Some(guest) = self.advance(at)
@@ -79,12 +94,12 @@ impl Door {
             }
             let now = Instant::now();
             self.callers.retain(|caller| caller.since + PATIENCE > now);
-            if ready[0]
-                && let Some(guest) = self.welcome()?
+            if ready[..ours].contains(&true)
+                && let Some(guest) = self.welcome()
             {
                 return Ok(Visit::Guest(guest));
             }
-            if ready[1..first].contains(&true) {
+            if ready[ours..first].contains(&true) {
                 return Ok(Visit::Watched);
             }
             if now >= deadline {
@@ -94,17 +109,8 @@ impl Door {
     }
 
     /// Takes all connections that wait.
-    fn welcome(&mut self) -> io::Result<Option<Box<Guest>>> {
-        loop {
-            let (stream, from) = match self.listener.accept() {
-                Ok(call) => call,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                // The caller has gone again, or descriptors ran out for the moment.
-                Err(_) => return Ok(None),
-            };
-            if stream.set_nonblocking(true).and(stream.set_nodelay(true)).is_err() {
-                continue;
-            }
+    fn welcome(&mut self) -> Option<Box<Guest>> {
+        while let Some((stream, from)) = self.accept() {
             if self.callers.len() == HALF_OPEN {
                 let silent = self.callers.iter().position(|caller| caller.greeted.is_none());
                 self.callers.remove(silent.unwrap_or(0));
@@ -112,9 +118,19 @@ impl Door {
             let caller = Caller { stream, from, since: Instant::now(), received: Vec::new(), greeted: None };
             self.callers.push(caller);
             if let Some(guest) = self.advance(self.callers.len() - 1) {
-                return Ok(Some(guest));
+                return Some(guest);
             }
         }
+        None
+    }
+
+    /// The next connection that waits. One that has gone again is passed over; so are all while descriptors run out.
+    fn accept(&self) -> Option<(Stream, String)> {
+        if let Some(stream) = self.near.as_ref().and_then(|near| near.accept().ok()) {
+            return Some((stream, "a caller of this host".into()));
+        }
+        let (stream, from) = self.listener.accept().ok()?;
+        Some((Stream::tcp(stream).ok()?, from.to_string()))
     }
 
     /// Goes on with a handshake. The caller leaves the list when it is a guest, or turned away.

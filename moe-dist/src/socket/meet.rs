@@ -4,15 +4,17 @@
 //! rank 0 answers with the table of all. Then each rank calls all lower ones and takes the calls of all higher ones.
 //! Lower ranks finish calling first, so nobody waits in a circle.
 
-use super::control::{Message, decode_address, encode_address};
+use super::control::{Control, Message, decode_address, encode_address};
 use super::dial::dial;
 use super::door::{Door, Visit};
 use super::lines::Lines;
 use super::noise::{Greeting, Line, Realm};
+use super::stream::Stream;
 use super::wait::{READ, wait};
 use super::wire::Wire;
 use crate::transport::Stop;
 use moe_core::CollectiveFault;
+use snow::TransportState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -54,7 +56,7 @@ impl Meeting {
         let place = SocketAddr::new(ip, first.port());
         let listener = TcpListener::bind(place)
             .map_err(|error| self.own(format!("rank 0 cannot listen on {place}: {error}")))?;
-        let mut door = self.door(listener)?;
+        let mut door = self.door(listener, &first)?;
         let notes = self.take_calls(&mut door, &[Line::Control])?;
         let mut table = vec![place; self.realm.size];
         for (rank, address) in notes {
@@ -71,11 +73,11 @@ impl Meeting {
         self.call(0, Line::Control, &addresses, |local| {
             let bound = TcpListener::bind((local.ip(), 0))?;
             let address = bound.local_addr()?;
-            listener = Some(bound);
+            listener = Some((bound, address));
             Ok(encode_address(&address).into())
         })?;
         let door = match listener {
-            Some(listener) => self.door(listener)?,
+            Some((listener, address)) => self.door(listener, &address)?,
             None => return Err(self.own("no listener".into())),
         };
         Ok((door, self.table()?))
@@ -126,7 +128,8 @@ impl Meeting {
         let patient = rank == 0 && line == Line::Control;
         let (stream, state) = dial(&self.realm, greeting, addresses, patient, note, self.deadline)
             .map_err(|unreached| failed(rank, unreached.fault, &unreached.detail))?;
-        self.put(greeting.called, line, stream, state)
+        self.put(greeting.called, line, stream, state);
+        Ok(())
     }
 
     /// Takes calls until every higher rank is connected on all of `lines`; returns where each caller can be called.
@@ -146,7 +149,7 @@ impl Meeting {
                         self.refuse(guest.stream, guest.state);
                         continue;
                     }
-                    self.put(caller, line, guest.stream, guest.state)?;
+                    self.put(caller, line, guest.stream, guest.state);
                     notes.push((caller, decode_address(&guest.note)));
                 }
                 Visit::Watched => {
@@ -165,27 +168,18 @@ impl Meeting {
         }
     }
 
-    fn refuse(&self, stream: std::net::TcpStream, state: snow::TransportState) {
-        if let Ok(wire) = Wire::new(stream, self.realm.secured.then_some(state)) {
-            // Whether it still listens is its own affair.
-            let _: io::Result<()> = super::control::Control::new(wire).send(&Message::Refused);
-        }
-    }
-
-    fn put(
-        &mut self,
-        rank: usize,
-        line: Line,
-        stream: std::net::TcpStream,
-        state: snow::TransportState,
-    ) -> Result<(), Stop> {
+    fn refuse(&self, stream: Stream, state: TransportState) {
         let wire = Wire::new(stream, self.realm.secured.then_some(state));
-        self.lines.put(rank, line, wire.map_err(|error| self.own(error.to_string()))?);
-        Ok(())
+        // Whether it still listens is its own affair.
+        let _: io::Result<()> = Control::new(wire).send(&Message::Refused);
     }
 
-    fn door(&self, listener: TcpListener) -> Result<Door, Stop> {
-        Door::new(listener, self.realm.clone(), self.me).map_err(|error| self.own(error.to_string()))
+    fn put(&mut self, rank: usize, line: Line, stream: Stream, state: TransportState) {
+        self.lines.put(rank, line, Wire::new(stream, self.realm.secured.then_some(state)));
+    }
+
+    fn door(&self, listener: TcpListener, address: &SocketAddr) -> Result<Door, Stop> {
+        Door::new(listener, address, self.realm.clone(), self.me).map_err(|error| self.own(error.to_string()))
     }
 
     /// A failure of this rank's own.

@@ -9,7 +9,9 @@ mod door;
 mod exchange;
 mod lines;
 mod meet;
+mod near;
 mod noise;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wait;

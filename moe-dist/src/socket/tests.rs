@@ -102,7 +102,7 @@ fn a_recorded_call_leads_nowhere() {
     let realm = Realm { run: 1, size: 2, secured: true, key: Key::new([7; 32]) };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let mut door = Door::new(listener, realm.clone(), 0).unwrap();
+    let mut door = Door::new(listener, &address, realm.clone(), 0).unwrap();
     // The first message of a rank with the key, as someone else has seen it, sent again with what followed.
     let (first, _) = realm.call(Greeting { line: Line::Control, caller: 1, called: 0 }).unwrap();
     let mut again = TcpStream::connect(address).unwrap();

@@ -4,10 +4,9 @@
 //! repeated or changed ends the connection.
 
 use super::noise::{RECORD, TAG};
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use super::stream::Stream;
 use snow::TransportState;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Most bytes in clear of a record.
@@ -16,7 +15,7 @@ const CLEAR: usize = RECORD - TAG;
 const READ: usize = 4 * (RECORD + 2);
 
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     cipher: Option<Box<Cipher>>,
 }
 
@@ -37,9 +36,7 @@ struct Cipher {
 
 impl Wire {
     /// Encrypts with `cipher`, if there is one.
-    pub(crate) fn new(stream: TcpStream, cipher: Option<TransportState>) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
+    pub(crate) fn new(stream: Stream, cipher: Option<TransportState>) -> Self {
         let cipher = cipher.map(|state| {
             Box::new(Cipher {
                 state,
@@ -53,14 +50,14 @@ impl Wire {
                 taken: 0,
             })
         });
-        Ok(Self { stream, cipher })
+        Self { stream, cipher }
     }
 
     /// Sends some of `parts` from byte `from` on. Returns how many it took, at least one.
     /// [`ErrorKind::WouldBlock`] if none.
     pub(crate) fn send(&mut self, parts: &[&[u8]], from: usize) -> io::Result<usize> {
         let Some(cipher) = &mut self.cipher else {
-            return transmit(&self.stream, &behind(parts, from));
+            return self.stream.send(&behind(parts, from));
         };
         cipher.flush(&self.stream)?;
         cipher.clear.clear();
@@ -97,7 +94,7 @@ impl Wire {
             IoSliceMut::new(&mut part[start..])
         });
         match &mut self.cipher {
-            None => retry(|| (&self.stream).read_vectored(&mut places)),
+            None => self.stream.receive(&mut places),
             Some(cipher) => cipher.receive(&self.stream, &mut places),
         }
     }
@@ -110,14 +107,14 @@ impl AsFd for Wire {
 }
 
 impl Cipher {
-    fn flush(&mut self, stream: &TcpStream) -> io::Result<()> {
+    fn flush(&mut self, stream: &Stream) -> io::Result<()> {
         while self.sent < self.out.len() {
-            self.sent += transmit(stream, &[IoSlice::new(&self.out[self.sent..])])?;
+            self.sent += stream.send(&[IoSlice::new(&self.out[self.sent..])])?;
         }
         Ok(())
     }
 
-    fn receive(&mut self, stream: &TcpStream, places: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, stream: &Stream, places: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut received = 0;
         for place in places {
             let mut filled = 0;
@@ -126,7 +123,7 @@ impl Cipher {
                     if received > 0 {
                         return Ok(received);
                     }
-                    let read = retry(|| (&*stream).read(&mut self.read[self.end..]))?;
+                    let read = stream.receive(&mut [IoSliceMut::new(&mut self.read[self.end..])])?;
                     if read == 0 {
                         return Ok(0);
                     }
@@ -167,20 +164,6 @@ fn behind<'a>(parts: &[&'a [u8]], mut from: usize) -> Vec<IoSlice<'a>> {
         IoSlice::new(&part[start..])
     };
     parts.iter().map(rest).filter(|part| !part.is_empty()).collect()
-}
-
-/// Writes without SIGPIPE, whatever the program has made of that signal.
-fn transmit(stream: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-    retry(|| Ok(sendmsg(stream, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?))
-}
-
-fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
 }
 
 fn invalid(error: snow::Error) -> io::Error {

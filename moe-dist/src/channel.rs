@@ -1,6 +1,7 @@
 //! Ranks that are threads of one process: a transport for tests, and for several devices in one process.
 
 use crate::frame::HEADER;
+use crate::link::Link;
 use crate::notice::Notice;
 use crate::transport::{Pair, Stop, Transport};
 use crate::world::World;
@@ -121,6 +122,10 @@ impl Transport for Channel {
         let rank = *ranks.iter().find(|&&rank| content.gone[rank])?;
         let detail = "its end of the world was dropped".into();
         Some(Stop::Failed { rank, fault: CollectiveFault::Lost, detail })
+    }
+
+    fn link(&self, _: usize) -> Option<Link> {
+        Some(Link::Memory)
     }
 
     fn announce(&mut self, notice: &Notice) {

@@ -48,6 +48,7 @@ pub mod gradients;
 mod group;
 mod key;
 mod launch;
+mod link;
 mod member;
 pub mod mesh;
 #[cfg(feature = "nccl")]
@@ -62,4 +63,5 @@ mod world;
 pub use group::Group;
 pub use key::Key;
 pub use launch::Launch;
+pub use link::Link;
 pub use world::{ConnectError, World};

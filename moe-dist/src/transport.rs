@@ -1,6 +1,7 @@
 //! Transport: moves frames between two ranks of a world. All that is below a collective's algorithm.
 
 use crate::frame::HEADER;
+use crate::link::Link;
 use crate::notice::Notice;
 use moe_core::CollectiveFault;
 use std::time::Instant;
@@ -16,6 +17,9 @@ pub(crate) trait Transport: Send {
     /// Looks, without waiting, whether a rank has closed the world or one of `ranks` is gone. For operations that need no transport.
     #[cfg(feature = "nccl")]
     fn news(&mut self, ranks: &[usize]) -> Option<Stop>;
+
+    /// How frames of `peer`, another rank, come.
+    fn link(&self, peer: usize) -> Option<Link>;
 
     /// Tells all ranks why the world is closed. Does not wait for them. Nothing is sent or received after it.
     fn announce(&mut self, notice: &Notice);

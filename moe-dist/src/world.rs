@@ -5,6 +5,7 @@ use crate::fingerprint::digest;
 use crate::frame::Operation;
 use crate::group::Group;
 use crate::launch::Launch;
+use crate::link::Link;
 use crate::member::Member;
 use crate::notice::Notice;
 use crate::transport::{Stop, Transport};
@@ -100,6 +101,11 @@ impl World {
     /// Number of ranks.
     pub fn size(&self) -> usize {
         self.end.size
+    }
+
+    /// How frames go between this rank and another; `None` for this rank itself, and for one that is none of the world.
+    pub fn link(&self, rank: usize) -> Option<Link> {
+        (rank != self.rank() && rank < self.size()).then(|| self.end.transport().link(rank)).flatten()
     }
 
     /// How long an operation of the groups made from now on may take, from the call to its end on this rank. Ranks that

@@ -1,7 +1,7 @@
 //! What comes to a rank's port that is no rank, or has the wrong key, or comes twice; and what happens on the way.
 
 use moe_core::{Collective, CollectiveError, CollectiveFault, Host, Reduce, ViewMut};
-use moe_dist::{ConnectError, Group, Key, Launch, World};
+use moe_dist::{ConnectError, Group, Key, Launch, Link, World};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle, sleep};
@@ -196,6 +196,7 @@ fn on_the_way(way: Way, encrypt: bool) -> [CollectiveError; 2] {
     let zero = meet(&first, LONG);
     let port = proxy(first.port, way);
     let one = World::connect(&Launch { port, ..second }, LONG).unwrap();
+    assert_eq!(one.link(0), Some(if encrypt { Link::Encrypted } else { Link::Tcp }), "as to another host");
     let begin = Instant::now();
     let errors =
         [zero.join().unwrap().unwrap(), one].map(|world| thread::spawn(move || sum(&world).unwrap_err()));

@@ -12,6 +12,7 @@ use crate::text::Text;
 use anyhow::{Context, Result, ensure};
 use moe_dist::checkpoint::Checkpoint;
 use moe_dist::{Launch, World};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,8 @@ fn run_on(options: Options, world: World, local: usize) -> Result<()> {
         Some(path) => Text::read(path)?,
         None => Text::embedded(),
     };
+    let size = world.size();
+    let links: BTreeSet<_> = (0..size).filter_map(|rank| Some(world.link(rank)?.to_string())).collect();
     let degrees = options.layout.degrees(world.size());
     let ranks = Arc::new(Ranks::new(world, degrees, options.layout.sequence_parallel)?);
     let device = match options.device {
@@ -72,6 +75,10 @@ fn run_on(options: Options, world: World, local: usize) -> Result<()> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot make the folder {}", options.out.display()))?;
     let log = Log::new(run.steps(), run.step_count(), place.ranks.is_first());
+    if !links.is_empty() {
+        let links = Vec::from_iter(links).join(" and ");
+        log.line(&format_args!("{} ranks, from here over {links}", size))?;
+    }
     train(&mut run, &log, &options.out, options.save_every)?;
     log.finish();
     conclude(&mut run, &log, &options.out, place.ranks.is_first())

@@ -26,7 +26,7 @@ pub(crate) struct Unreached {
 }
 
 /// A connection to the first of `addresses` that answers, until `deadline`. `note` makes what the called rank is told, from
-/// an address of this host. Only data lines are worth the call to a rank of this host.
+/// an address of this host. Frames in clear go to a rank of this host over a Unix socket.
 pub(crate) fn dial(
     realm: &Realm,
     greeting: Greeting,
@@ -41,7 +41,7 @@ pub(crate) fn dial(
         for address in addresses {
             fault::at(Point::Connect);
             // A handshake that was broken off is tried again over TCP.
-            let near = greeting.line == Line::Data && broken == 0;
+            let near = !realm.secured && greeting.line == Line::Data && broken == 0;
             let (stream, here) = match open(address, near, deadline) {
                 Ok(opened) => opened,
                 Err(error) => {

@@ -10,7 +10,7 @@ use super::stream::Stream;
 use super::wait::{READ, wait};
 use snow::TransportState;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(crate) const QUEUE: i32 = 4096;
 
 pub(crate) struct Door {
     listener: TcpListener,
-    /// for ranks of this host; without it they call over TCP
+    /// for ranks of this host
     near: Option<near::Listener>,
     realm: Realm,
     me: usize,
@@ -61,16 +61,14 @@ pub(crate) enum Visit {
 }
 
 impl Door {
-    /// Other ranks call it at `address`.
     pub(crate) fn new(
         listener: TcpListener,
-        address: &SocketAddr,
+        near: Option<near::Listener>,
         realm: Realm,
         me: usize,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         rustix::net::listen(&listener, QUEUE)?;
-        let near = near::Listener::new(address).ok();
         Ok(Self { listener, near, realm, me, callers: Vec::new(), turned_away: None })
     }
 

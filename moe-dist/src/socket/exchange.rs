@@ -6,6 +6,7 @@ use super::lines::Lines;
 use super::wait::{READ, Want, wait};
 use crate::fault::{self, Point};
 use crate::frame::HEADER;
+use crate::link::Link;
 use crate::notice::Notice;
 use crate::transport::{Pair, Stop, Transport};
 use moe_core::CollectiveFault;
@@ -201,6 +202,10 @@ impl Transport for Sockets {
         let rank = *ranks.iter().find(|&&rank| self.lines.ended(rank))?;
         let detail = "its connection ended without a word".into();
         Some(Stop::Failed { rank, fault: CollectiveFault::Lost, detail })
+    }
+
+    fn link(&self, peer: usize) -> Option<Link> {
+        self.lines.link(peer)
     }
 
     fn announce(&mut self, notice: &Notice) {

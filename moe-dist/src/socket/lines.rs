@@ -3,6 +3,7 @@
 use super::control::{Control, Message};
 use super::noise::Line;
 use super::wire::Wire;
+use crate::link::Link;
 use crate::notice::Notice;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -42,6 +43,10 @@ impl Lines {
     /// The connection that frames of `rank` come on.
     pub(crate) fn data(&mut self, rank: usize) -> Option<&mut Wire> {
         self.peers[rank].data.as_mut()
+    }
+
+    pub(crate) fn link(&self, rank: usize) -> Option<Link> {
+        self.peers[rank].data.as_ref().map(Wire::link)
     }
 
     pub(crate) fn data_socket(&self, rank: usize) -> Option<BorrowedFd<'_>> {

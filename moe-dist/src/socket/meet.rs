@@ -8,6 +8,7 @@ use super::control::{Control, Message, decode_address, encode_address};
 use super::dial::dial;
 use super::door::{Door, Visit};
 use super::lines::Lines;
+use super::near;
 use super::noise::{Greeting, Line, Realm};
 use super::stream::Stream;
 use super::wait::{READ, wait};
@@ -15,7 +16,7 @@ use super::wire::Wire;
 use crate::transport::Stop;
 use moe_core::CollectiveFault;
 use snow::TransportState;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -179,7 +180,15 @@ impl Meeting {
     }
 
     fn door(&self, listener: TcpListener, address: &SocketAddr) -> Result<Door, Stop> {
-        Door::new(listener, address, self.realm.clone(), self.me).map_err(|error| self.own(error.to_string()))
+        let near = match near::Listener::new(address) {
+            _ if self.realm.secured => None,
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                return Err(self.own(format!("another process has the Unix name of {address}")));
+            }
+            // Where there are no such sockets, ranks call each other over TCP.
+            near => near.ok(),
+        };
+        Door::new(listener, near, self.realm.clone(), self.me).map_err(|error| self.own(error.to_string()))
     }
 
     /// A failure of this rank's own.

@@ -1,26 +1,39 @@
 //! Stream: a connection that never blocks, over TCP or, between ranks of one host, over a Unix socket.
 
+use crate::link::Link;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(crate) struct Stream(pub(super) OwnedFd);
+pub(crate) struct Stream {
+    socket: OwnedFd,
+    link: Link,
+}
 
 impl Stream {
     pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        Ok(Self(stream.into()))
+        Ok(Self { socket: stream.into(), link: Link::Tcp })
+    }
+
+    /// Of a Unix socket that does not block.
+    pub(crate) fn unix(socket: OwnedFd) -> Self {
+        Self { socket, link: Link::Unix }
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        self.link
     }
 
     /// Sends without SIGPIPE, whatever the program has made of that signal.
     pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        retry(|| Ok(sendmsg(&self.0, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?))
+        retry(|| Ok(sendmsg(&self.socket, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?))
     }
 
     pub(crate) fn receive(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        retry(|| Ok(rustix::io::readv(&self.0, parts)?))
+        retry(|| Ok(rustix::io::readv(&self.socket, parts)?))
     }
 }
 
@@ -42,7 +55,7 @@ impl Write for Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

@@ -4,14 +4,15 @@ use super::control::{Control, Message};
 use super::door::{Door, Visit};
 use super::lines::Lines;
 use super::meeting;
+use super::near;
 use super::noise::{Greeting, Line, Realm};
 use super::wait::{READ, wait};
 use crate::frame::HEADER;
-use crate::{Key, Launch, World};
+use crate::{Key, Launch, Link, World};
 use moe_core::{CollectiveError, CollectiveFault};
 use std::error::Error;
 use std::io::{ErrorKind, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,11 +99,34 @@ fn nonsense_on_a_control_connection_ends_it_alone() {
 }
 
 #[test]
+fn frames_in_clear_go_over_unix_sockets_and_encrypted_ones_over_tcp() {
+    for (encrypt, link) in [(false, Link::Unix), (true, Link::Encrypted)] {
+        let launches: [Launch; 2] = Launch::local(2).unwrap().try_into().unwrap();
+        let ranks = launches.map(|launch| {
+            thread::spawn(move || World::connect(&Launch { encrypt, ..launch }, LONG).unwrap())
+        });
+        let [zero, one] = ranks.map(|rank| rank.join().unwrap());
+        assert_eq!([zero.link(1), one.link(0)], [Some(link); 2]);
+        assert_eq!([zero.link(0), one.link(2)], [None; 2], "itself, and none");
+    }
+}
+
+#[test]
+fn a_process_that_has_taken_a_ranks_unix_name_is_an_error() {
+    let [zero, _] = Launch::local(2).unwrap().try_into().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], zero.port));
+    let _other = near::Listener::new(&address).unwrap();
+    let error = World::connect(&zero, LONG).unwrap_err();
+    let cause = error.source().unwrap().to_string();
+    assert_eq!(cause, format!("another process has the Unix name of {address}"));
+}
+
+#[test]
 fn a_recorded_call_leads_nowhere() {
     let realm = Realm { run: 1, size: 2, secured: true, key: Key::new([7; 32]) };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let mut door = Door::new(listener, &address, realm.clone(), 0).unwrap();
+    let mut door = Door::new(listener, None, realm.clone(), 0).unwrap();
     // The first message of a rank with the key, as someone else has seen it, sent again with what followed.
     let (first, _) = realm.call(Greeting { line: Line::Control, caller: 1, called: 0 }).unwrap();
     let mut again = TcpStream::connect(address).unwrap();

@@ -5,6 +5,7 @@
 
 use super::noise::{RECORD, TAG};
 use super::stream::Stream;
+use crate::link::Link;
 use snow::TransportState;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -51,6 +52,10 @@ impl Wire {
             })
         });
         Self { stream, cipher }
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        if self.cipher.is_some() { Link::Encrypted } else { self.stream.link() }
     }
 
     /// Sends some of `parts` from byte `from` on. Returns how many it took, at least one.

@@ -10,8 +10,8 @@
 //!
 //! The first launcher whose rank is there is taken. The port is `MOE_PORT`; without it `MASTER_PORT`, or the next one where
 //! torchrun's own store listens on that (`TORCHELASTIC_USE_AGENT_STORE` is `True`). `MOE_RUN` goes before
-//! the launcher's run. The key is in `MOE_KEY` (64 hexadecimal digits) or in the file that `MOE_KEY_FILE` names. `MOE_ENCRYPT`
-//! encrypts frames on the loopback as well.
+//! the launcher's run. The key is in `MOE_KEY` (64 hexadecimal digits) or in the file that `MOE_KEY_FILE` names. `MOE_ENCRYPT=1`
+//! encrypts frames on the loopback as well; with `MOE_TCP=1` ranks of one host, too, exchange theirs over TCP.
 
 use crate::key::Key;
 use moe_core::ConfigError;
@@ -35,6 +35,8 @@ pub struct Launch {
     pub key: Option<Key>,
     /// encrypt frames on the loopback too
     pub encrypt: bool,
+    /// frames take TCP between ranks of one host too, where they would take Unix sockets
+    pub tcp: bool,
 }
 
 const LAUNCHERS: [[&str; 3]; 3] = [
@@ -77,6 +79,7 @@ impl Launch {
             .or_else(|| of("PMIX_NAMESPACE"))
             .or_else(|| of("SLURM_JOB_ID").filter(|_| slurm).map(step))
             .unwrap_or_default();
+        let is_on = |name: &str| of(name).is_some_and(|value| value != "0");
         Ok(Some(Self {
             rank,
             size,
@@ -85,7 +88,8 @@ impl Launch {
             port: port(&of)?,
             run,
             key: key(&of)?,
-            encrypt: of("MOE_ENCRYPT").is_some(),
+            encrypt: is_on("MOE_ENCRYPT"),
+            tcp: is_on("MOE_TCP"),
         }))
     }
 
@@ -110,6 +114,7 @@ impl Launch {
             run,
             key: Some(Key::random()?),
             encrypt: false,
+            tcp: false,
         };
         Ok((0..size).map(|rank| Self { rank, local_rank: rank, ..one.clone() }).collect())
     }
@@ -126,6 +131,7 @@ impl Launch {
         ];
         variables.extend(self.key.iter().map(|key| ("MOE_KEY", key.to_hex())));
         variables.extend(self.encrypt.then(|| ("MOE_ENCRYPT", "1".into())));
+        variables.extend(self.tcp.then(|| ("MOE_TCP", "1".into())));
         variables
     }
 }
@@ -262,7 +268,7 @@ mod tests {
     #[test]
     fn variables_lead_back_to_the_launch() {
         for mut launch in Launch::local(3).unwrap() {
-            launch.encrypt = launch.rank == 1;
+            (launch.encrypt, launch.tcp) = (launch.rank == 1, launch.rank == 0);
             let variables = launch.variables();
             let of =
                 |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());

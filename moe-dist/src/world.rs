@@ -104,6 +104,7 @@ impl World {
     }
 
     /// How frames go between this rank and another; `None` for this rank itself, and for one that is none of the world.
+    /// Waits for an operation that another thread of this rank has under way.
     pub fn link(&self, rank: usize) -> Option<Link> {
         (rank != self.rank() && rank < self.size()).then(|| self.end.transport().link(rank)).flatten()
     }

@@ -167,9 +167,26 @@ fn proxy(port: u16, way: Way) -> u16 {
     own
 }
 
+/// Bytes of a caller's two messages of a handshake.
+const HANDSHAKE: usize = 76 + 34;
+
+/// The bytes that [`pass`] moves next: as they come, or the handshake and then whole records, so that what is repeated is one.
+fn next(from: &mut TcpStream, buffer: &mut [u8], records: bool, gone: usize) -> std::io::Result<usize> {
+    if !records {
+        return from.read(buffer);
+    }
+    if gone == 0 {
+        return from.read_exact(&mut buffer[..HANDSHAKE]).map(|()| HANDSHAKE);
+    }
+    from.read_exact(&mut buffer[..2])?;
+    let end = 2 + usize::from(u16::from_le_bytes([buffer[0], buffer[1]]));
+    from.read_exact(&mut buffer[2..end]).map(|()| end)
+}
+
 fn pass(mut from: TcpStream, mut to: TcpStream, way: Option<Way>) {
-    let (mut gone, mut buffer) = (0, [0; 10_000]);
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
+    let (mut gone, mut buffer) = (0, [0; 2 + u16::MAX as usize]);
+    let records = matches!(way, Some(Way::Repeat));
+    while let Ok(count @ 1..) = next(&mut from, &mut buffer, records, gone) {
         let before = gone;
         gone += count;
         let bytes = &mut buffer[..count];

@@ -34,7 +34,7 @@ fn every_layout_passes_on_processes_over_tcp() {
         let start = |launch: Launch| {
             let mut command = Command::new(std::env::current_exe().expect("this program"));
             command.args(["--exact", "processes::a_rank_of_the_other_test", "--nocapture"]);
-            command.envs(Launch { encrypt, ..launch }.variables()).env(DEVICE, device);
+            command.envs(Launch { encrypt, tcp: true, ..launch }.variables()).env(DEVICE, device);
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a process")
         };
         let ranks: Vec<_> = Launch::local(size).expect("a free port").into_iter().map(start).collect();

@@ -5,6 +5,8 @@ use super::noise::{Greeting, Line, RECORD, Realm, SECOND};
 use super::stream::Stream;
 use super::wait::{READ, WRITE, wait};
 use crate::fault::{self, Point};
+use crate::frame::Operation;
+use crate::link::Link;
 use moe_core::CollectiveFault;
 use snow::TransportState;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often a handshake that the other side breaks off is tried again: it may have had too many strangers at its door.
 const ATTEMPTS: u32 = 5;
+/// How long the handshake with a rank of this host may take over a Unix socket before it is tried over TCP.
+const NEAR: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -35,13 +39,14 @@ pub(crate) fn dial(
     mut note: impl FnMut(SocketAddr) -> io::Result<Vec<u8>>,
     deadline: Instant,
 ) -> Result<(Stream, TransportState), Unreached> {
+    fault::begin(Operation::Connect);
     let mut broken = 0;
     loop {
-        let mut last = None;
+        let (mut last, mut answered) = (None, false);
         for address in addresses {
             fault::at(Point::Connect);
             // A handshake that was broken off is tried again over TCP.
-            let near = !realm.secured && greeting.line == Line::Data && broken == 0;
+            let near = realm.near && greeting.line == Line::Data && broken == 0;
             let (stream, here) = match open(address, near, deadline) {
                 Ok(opened) => opened,
                 Err(error) => {
@@ -49,9 +54,14 @@ pub(crate) fn dial(
                     continue;
                 }
             };
-            match note(here).and_then(|note| shake(realm, greeting, stream, &note, deadline)) {
+            answered = true;
+            let until = match stream.link() {
+                Link::Unix => deadline.min(Instant::now() + NEAR),
+                _ => deadline,
+            };
+            match note(here).and_then(|note| shake(realm, greeting, stream, &note, until)) {
                 Ok(connection) => return Ok(connection),
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                Err(error) if error.kind() == ErrorKind::TimedOut && until == deadline => {
                     let detail = format!("{address} does not answer the handshake");
                     return Err(Unreached { fault: CollectiveFault::Deadline, detail });
                 }
@@ -72,7 +82,7 @@ pub(crate) fn dial(
         if Instant::now() + PAUSE >= deadline {
             return Err(Unreached { fault: CollectiveFault::Deadline, detail });
         }
-        if !patient && broken == 0 {
+        if !patient && !answered {
             return Err(Unreached { fault: CollectiveFault::Lost, detail });
         }
         sleep(PAUSE);
@@ -119,7 +129,6 @@ fn write_all(stream: &mut Stream, mut bytes: &[u8], deadline: Instant) -> io::Re
         match stream.write(bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::WouldBlock => ready(stream, WRITE, deadline)?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
@@ -133,7 +142,6 @@ fn read_exact(stream: &mut Stream, bytes: &mut [u8], deadline: Instant) -> io::R
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => have += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => ready(stream, READ, deadline)?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

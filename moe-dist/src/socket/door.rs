@@ -25,9 +25,9 @@ const THIRD: usize = ADDRESS + TAG;
 pub(crate) const QUEUE: i32 = 4096;
 
 pub(crate) struct Door {
-    listener: TcpListener,
-    /// for ranks of this host
+    /// for ranks of this host; closed ahead of the port that it is named after
     near: Option<near::Listener>,
+    listener: TcpListener,
     realm: Realm,
     me: usize,
     callers: Vec<Caller>,
@@ -106,9 +106,10 @@ impl Door {
         }
     }
 
-    /// Takes all connections that wait.
+    /// Takes the connections that wait.
     fn welcome(&mut self) -> Option<Box<Guest>> {
-        while let Some((stream, from)) = self.accept() {
+        for _ in 0..QUEUE {
+            let (stream, from) = self.accept()?;
             if self.callers.len() == HALF_OPEN {
                 let silent = self.callers.iter().position(|caller| caller.greeted.is_none());
                 self.callers.remove(silent.unwrap_or(0));
@@ -124,11 +125,11 @@ impl Door {
 
     /// The next connection that waits. One that has gone again is passed over; so are all while descriptors run out.
     fn accept(&self) -> Option<(Stream, String)> {
-        if let Some(stream) = self.near.as_ref().and_then(|near| near.accept().ok()) {
-            return Some((stream, "a caller of this host".into()));
+        if let Ok((stream, from)) = self.listener.accept() {
+            return Some((Stream::tcp(stream).ok()?, from.to_string()));
         }
-        let (stream, from) = self.listener.accept().ok()?;
-        Some((Stream::tcp(stream).ok()?, from.to_string()))
+        let stream = self.near.as_ref()?.accept().ok()?;
+        Some((stream, "a caller of this host".into()))
     }
 
     /// Goes on with a handshake. The caller leaves the list when it is a guest, or turned away.
@@ -159,7 +160,6 @@ impl Caller {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.received.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
             if self.received.len() < want {

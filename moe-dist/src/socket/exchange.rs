@@ -13,9 +13,6 @@ use moe_core::CollectiveFault;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-/// How long the cause of a connection's end may take to arrive on a control connection.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
 /// How long before the deadline late ranks are asked whether they wait.
 const ASK: Duration = Duration::from_millis(500);
 
@@ -99,18 +96,8 @@ impl Sockets {
 
     /// Why a data connection ended: what a rank has said about it, or that the peer is gone.
     fn ended(&mut self, rank: usize, error: &io::Error, deadline: Instant) -> Stop {
-        let until = deadline.min(Instant::now() + LAST_WORDS);
-        loop {
-            if let Some(notice) = self.lines.told() {
-                return Stop::Told(notice);
-            }
-            if self.lines.silent(rank) || Instant::now() >= until {
-                break;
-            }
-            let controls: Vec<_> = self.lines.control_sockets().map(|socket| (socket, READ)).collect();
-            if wait(&controls, until).is_err() {
-                break;
-            }
+        if let Some(notice) = self.lines.last_words(rank, deadline) {
+            return Stop::Told(notice);
         }
         let fault = match error.kind() {
             ErrorKind::InvalidData => CollectiveFault::Protocol,

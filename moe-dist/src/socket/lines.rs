@@ -2,11 +2,16 @@
 
 use super::control::{Control, Message};
 use super::noise::Line;
+use super::wait::{READ, wait};
 use super::wire::Wire;
 use crate::link::Link;
 use crate::notice::Notice;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// How long the cause of a connection's end may take to arrive on a control connection.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// By rank of the world; one's own place stays empty.
 pub(crate) struct Lines {
@@ -64,6 +69,21 @@ impl Lines {
             .iter()
             .filter(move |peer| open(peer))
             .filter_map(|peer| Some(peer.control.as_ref()?.as_fd()))
+    }
+
+    /// Why `rank` has gone, if a rank has said or now says so.
+    pub(crate) fn last_words(&mut self, rank: usize, deadline: Instant) -> Option<Notice> {
+        let until = deadline.min(Instant::now() + LAST_WORDS);
+        loop {
+            let notice = self.told();
+            if notice.is_some() || self.silent(rank) || Instant::now() >= until {
+                return notice;
+            }
+            let controls: Vec<_> = self.control_sockets().map(|socket| (socket, READ)).collect();
+            if wait(&controls, until).is_err() {
+                return None;
+            }
+        }
     }
 
     /// Whether no word can come from `rank` any more.

@@ -16,7 +16,7 @@ use super::wire::Wire;
 use crate::transport::Stop;
 use moe_core::CollectiveFault;
 use snow::TransportState;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -127,8 +127,14 @@ impl Meeting {
         let greeting = Greeting { line, caller: self.me, called: rank };
         // Rank 0 may not have started yet; the others listen before they are known.
         let patient = rank == 0 && line == Line::Control;
-        let (stream, state) = dial(&self.realm, greeting, addresses, patient, note, self.deadline)
-            .map_err(|unreached| failed(rank, unreached.fault, &unreached.detail))?;
+        let (stream, state) = match dial(&self.realm, greeting, addresses, patient, note, self.deadline) {
+            Ok(connection) => connection,
+            // A rank that is gone may have gone because of another.
+            Err(unreached) => {
+                let notice = self.lines.last_words(rank, self.deadline);
+                return Err(notice.map_or(failed(rank, unreached.fault, &unreached.detail), Stop::Told));
+            }
+        };
         self.put(greeting.called, line, stream, state);
         Ok(())
     }
@@ -180,14 +186,8 @@ impl Meeting {
     }
 
     fn door(&self, listener: TcpListener, address: &SocketAddr) -> Result<Door, Stop> {
-        let near = match near::Listener::new(address) {
-            _ if self.realm.secured => None,
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                return Err(self.own(format!("another process has the Unix name of {address}")));
-            }
-            // Where there are no such sockets, ranks call each other over TCP.
-            near => near.ok(),
-        };
+        // Where Unix sockets are denied, or a stranger has the name, ranks call each other over TCP.
+        let near = if self.realm.near { near::Listener::new(address).ok() } else { None };
         Door::new(listener, near, self.realm.clone(), self.me).map_err(|error| self.own(error.to_string()))
     }
 

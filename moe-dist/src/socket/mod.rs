@@ -17,9 +17,7 @@ mod tests;
 mod wait;
 mod wire;
 
-use crate::fault;
 use crate::fingerprint::digest;
-use crate::frame::Operation;
 use crate::key::Key;
 use crate::launch::Launch;
 use crate::world::{ConnectError, World};
@@ -36,7 +34,6 @@ const MOST: usize = 3600;
 /// Meets the other ranks of `launch`. Returns when all are connected to all.
 pub(crate) fn connect(launch: &Launch, timeout: Duration) -> Result<World, ConnectError> {
     let mut meeting = meeting(launch, timeout)?;
-    fault::begin(Operation::Connect);
     let met = if launch.size == 1 { Ok(()) } else { meeting.run() };
     let Meeting { lines, realm, deadline, .. } = meeting;
     let world = World::new(Box::new(exchange::Sockets::new(lines)), launch.rank, launch.size, realm.run);
@@ -53,7 +50,7 @@ pub(crate) fn decoders(bytes: &[u8], key: &Key) {
     let Some((greeting, message)) = bytes.split_first_chunk::<{ noise::GREETING }>() else { return };
     let run = u64::from_le_bytes(std::array::from_fn(|at| greeting[8 + at]));
     let size = u32::from_le_bytes(std::array::from_fn(|at| greeting[16 + at])) as usize;
-    let realm = Realm { run, size, secured: greeting[7] == 1, key: key.clone() };
+    let realm = Realm { run, size, secured: greeting[7] == 1, near: false, key: key.clone() };
     if let Some(greeting) = realm.decode(greeting, 0) {
         assert!(greeting.caller < size);
         // Without the key no bytes are a first message.
@@ -68,11 +65,11 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
         fault: moe_core::CollectiveFault::Lost,
         group: "ep".into(),
         rank: 3,
-        operation: Operation::AllToAll,
+        operation: crate::frame::Operation::AllToAll,
         sequence: 17,
         detail: "é".into(),
     };
-    let realm = Realm { run: 9, size: 3, secured: false, key: Key::new([2; 32]) };
+    let realm = Realm { run: 9, size: 3, secured: false, near: false, key: Key::new([2; 32]) };
     let greeting = noise::Greeting { line: noise::Line::Data, caller: 1, called: 0 };
     let table = vec![SocketAddr::from(([127, 0, 0, 1], 7)), SocketAddr::from(([0_u16; 8], 9))];
     let first = realm.call(greeting).map_or(Vec::new(), |(first, _)| first.into());
@@ -83,7 +80,7 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
 /// What a launch says, checked; nothing is connected yet.
 fn meeting(launch: &Launch, timeout: Duration) -> Result<Meeting, ConfigError> {
     let wrong = |field, got: String, wanted: String| ConfigError { field, got, wanted };
-    let Launch { rank, size, encrypt, .. } = *launch;
+    let Launch { rank, size, encrypt, tcp, .. } = *launch;
     if !(1..=MOST).contains(&size) {
         return Err(wrong("size", size.to_string(), format!("must be 1 to {MOST}")));
     }
@@ -109,6 +106,7 @@ fn meeting(launch: &Launch, timeout: Duration) -> Result<Meeting, ConfigError> {
     let patience = if rank == 0 { timeout - timeout / 10 } else { timeout };
     let now = Instant::now();
     let deadline = now.checked_add(patience).unwrap_or(now + Duration::from_secs(1 << 30));
-    let realm = Realm { run, size, secured, key };
+    // What the cipher takes is many times what TCP does.
+    let realm = Realm { run, size, secured, near: !secured && !tcp, key };
     Ok(Meeting { realm, me: rank, addresses, deadline, lines: Lines::new(size) })
 }

@@ -38,6 +38,8 @@ pub(crate) struct Realm {
     pub(crate) size: usize,
     /// whether frames are encrypted
     pub(crate) secured: bool,
+    /// whether frames may take Unix sockets; each rank's own affair
+    pub(crate) near: bool,
     pub(crate) key: Key,
 }
 
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     fn realm(key: u8) -> Realm {
-        Realm { run: 7, size: 3, secured: true, key: Key::new([key; 32]) }
+        Realm { run: 7, size: 3, secured: true, near: false, key: Key::new([key; 32]) }
     }
 
     const GREETS: Greeting = Greeting { line: Line::Data, caller: 1, called: 0 };

@@ -1,6 +1,7 @@
 //! A rank that holds the key and does not keep to the protocol.
 
-use super::control::{Control, Message};
+use super::control::{ADDRESS, Control, Message};
+use super::dial::dial;
 use super::door::{Door, Visit};
 use super::lines::Lines;
 use super::meeting;
@@ -100,10 +101,13 @@ fn nonsense_on_a_control_connection_ends_it_alone() {
 
 #[test]
 fn frames_in_clear_go_over_unix_sockets_and_encrypted_ones_over_tcp() {
-    for (encrypt, link) in [(false, Link::Unix), (true, Link::Encrypted)] {
+    let ways = [[false, false], [false, true], [true, false], [true, true]];
+    for ([encrypt, tcp], link) in
+        ways.into_iter().zip([Link::Unix, Link::Tcp, Link::Encrypted, Link::Encrypted])
+    {
         let launches: [Launch; 2] = Launch::local(2).unwrap().try_into().unwrap();
         let ranks = launches.map(|launch| {
-            thread::spawn(move || World::connect(&Launch { encrypt, ..launch }, LONG).unwrap())
+            thread::spawn(move || World::connect(&Launch { encrypt, tcp, ..launch }, LONG).unwrap())
         });
         let [zero, one] = ranks.map(|rank| rank.join().unwrap());
         assert_eq!([zero.link(1), one.link(0)], [Some(link); 2]);
@@ -111,28 +115,70 @@ fn frames_in_clear_go_over_unix_sockets_and_encrypted_ones_over_tcp() {
     }
 }
 
+/// How two ranks are linked when another process of this user has had the name of rank 0's port before rank 0.
+fn links_beside<T>(other: impl FnOnce(near::Listener) -> T) -> [Option<Link>; 2] {
+    let launches: [Launch; 2] = Launch::local(2).unwrap().try_into().unwrap();
+    let _other = other(near::Listener::new(&([127, 0, 0, 1], launches[0].port).into()).unwrap());
+    let ranks = launches.map(|launch| thread::spawn(move || World::connect(&launch, LONG).unwrap()));
+    let [zero, one] = ranks.map(|rank| rank.join().unwrap());
+    [zero.link(1), one.link(0)]
+}
+
 #[test]
-fn a_process_that_has_taken_a_ranks_unix_name_is_an_error() {
-    let [zero, _] = Launch::local(2).unwrap().try_into().unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], zero.port));
-    let _other = near::Listener::new(&address).unwrap();
-    let error = World::connect(&zero, LONG).unwrap_err();
-    let cause = error.source().unwrap().to_string();
-    assert_eq!(cause, format!("another process has the Unix name of {address}"));
+fn where_a_stranger_has_a_ranks_unix_name_frames_take_tcp() {
+    let silent = links_beside(|listener| listener);
+    assert_eq!(silent, [Some(Link::Tcp); 2]);
+    let hangs_up = links_beside(|listener| {
+        thread::spawn(move || {
+            let calls = std::iter::repeat_with(|| listener.accept());
+            for _ in calls.take_while(|call| call.is_err()) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        })
+    });
+    assert_eq!(hangs_up, [Some(Link::Tcp); 2]);
+}
+
+/// A rank's door on TCP and on its Unix name, and its address.
+fn door(realm: &Realm) -> (Door, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let near = near::Listener::new(&address).unwrap();
+    (Door::new(listener, Some(near), realm.clone(), 0).unwrap(), address)
+}
+
+#[test]
+fn strangers_at_a_ranks_unix_name_are_in_nobodys_way() {
+    let realm = Realm { run: 1, size: 2, secured: false, near: true, key: Key::new([7; 32]) };
+    let greeting = Greeting { line: Line::Data, caller: 1, called: 0 };
+    let (mut door, address) = door(&realm);
+    let mut strangers: Vec<_> = (0..100).map(|_| near::call(&address).unwrap()).collect();
+    strangers[98].write_all(&[0xee; 200]).unwrap();
+    let other = Realm { key: Key::new([8; 32]), ..realm.clone() };
+    strangers[99].write_all(&other.call(greeting).unwrap().0).unwrap();
+    let deadline = Instant::now() + LONG;
+    let call =
+        thread::spawn(move || dial(&realm, greeting, &[address], false, |_| Ok(vec![0; ADDRESS]), deadline));
+    let Visit::Guest(guest) = door.next(&[], deadline).unwrap() else { panic!("no guest") };
+    assert_eq!((guest.greeting, guest.stream.link()), (greeting, Link::Unix));
+    assert_eq!(call.join().unwrap().map_err(|error| error.detail).unwrap().0.link(), Link::Unix);
+    let reason = door.turned_away.unwrap();
+    assert!(reason.contains("it says it is rank 1, but has another key"), "{reason}");
 }
 
 #[test]
 fn a_recorded_call_leads_nowhere() {
-    let realm = Realm { run: 1, size: 2, secured: true, key: Key::new([7; 32]) };
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut door = Door::new(listener, None, realm.clone(), 0).unwrap();
-    // The first message of a rank with the key, as someone else has seen it, sent again with what followed.
-    let (first, _) = realm.call(Greeting { line: Line::Control, caller: 1, called: 0 }).unwrap();
-    let mut again = TcpStream::connect(address).unwrap();
-    again.write_all(&first).unwrap();
-    again.write_all(&[0x55; 34]).unwrap();
-    let visit = door.next(&[], Instant::now() + Duration::from_millis(300)).unwrap();
-    assert!(matches!(visit, Visit::Deadline), "it is no guest");
-    assert!(door.turned_away.is_some());
+    let realm = Realm { run: 1, size: 2, secured: true, near: false, key: Key::new([7; 32]) };
+    let (mut door, address) = door(&realm);
+    let ways: [Box<dyn Write>; 2] =
+        [Box::new(TcpStream::connect(address).unwrap()), Box::new(near::call(&address).unwrap())];
+    for mut again in ways {
+        // The first message of a rank with the key, as someone else has seen it, sent again with what followed.
+        let (first, _) = realm.call(Greeting { line: Line::Control, caller: 1, called: 0 }).unwrap();
+        again.write_all(&first).unwrap();
+        again.write_all(&[0x55; 34]).unwrap();
+        let visit = door.next(&[], Instant::now() + Duration::from_millis(300)).unwrap();
+        assert!(matches!(visit, Visit::Deadline), "it is no guest");
+        assert!(door.turned_away.take().is_some());
+    }
 }

@@ -4,7 +4,7 @@ use moe_dist::{Launch, World};
 
 pub(super) fn ends(ranks: usize) -> Vec<World> {
     let encrypt = |launch| Launch { encrypt: true, ..launch };
-    super::sockets::connect(Launch::local(ranks).unwrap().into_iter().map(encrypt).collect())
+    super::unix::connect(Launch::local(ranks).unwrap().into_iter().map(encrypt).collect())
 }
 
 #[path = "definition.rs"]

@@ -5,4 +5,5 @@
 
 mod channels;
 mod encrypted;
-mod sockets;
+mod tcp;
+mod unix;

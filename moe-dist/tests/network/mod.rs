@@ -52,6 +52,7 @@ impl Hosts {
                 run: "hosts".to_owned(),
                 key: Some(key.clone()),
                 encrypt: false,
+                tcp: false,
             };
             let mut command = Command::new("ip");
             command.args(["netns", "exec", name, program]).envs(launch.variables());

@@ -241,6 +241,30 @@ fn a_layer_with_more_or_fewer_experts_is_refused() {
 }
 
 #[test]
+fn a_tensor_that_is_missing_or_not_the_layers_is_named() {
+    let folder = Folder::new("tensors");
+    let [mut bare, mut biased] = [config(); 2];
+    (bare.gate_bias, biased.gate_bias) = (false, true);
+    let load = |name: &str, written: &MoeConfig, loaded: &MoeConfig| {
+        let path = folder.0.join(name);
+        write_random::<f32>(&path, written);
+        let (mesh, at) = (Mesh::all(1)[0], Mesh::all(1)[0].seat(0).expect("a rank"));
+        let parts = LayerParts { prefix: PREFIX, mesh: &mesh, at: &at, config: loaded };
+        let mut checkpoint = Checkpoint::open(&path).expect("a whole checkpoint");
+        load_layer::<f32, _>(&parts, &mut checkpoint, &Host, AdamWOptions::default())
+            .and_then(|_| checkpoint.expect_all_read())
+    };
+    let name = "layers.3.moe.gate_bias";
+    let missing = load("missing", &bare, &biased).expect_err("no bias to load");
+    assert!(matches!(&missing, CheckpointError::MissingTensor(tensor) if tensor == name), "{missing}");
+    let surplus = load("surplus", &biased, &bare).expect_err("a bias for no layer");
+    assert!(
+        matches!(&surplus, CheckpointError::SurplusTensor(tensor) if tensor.ends_with("gate_bias")),
+        "{surplus}"
+    );
+}
+
+#[test]
 fn a_rank_that_cannot_write_fails_all_and_leaves_the_old_checkpoint() {
     let folder = Folder::new("failing");
     let path = folder.0.join("step");

@@ -8,6 +8,7 @@ use crate::ranks::on_ranks;
 use moe_core::ops::Activation;
 use moe_core::{BalanceLoss, Host, MoeConfig, ScoreOrder, SharedExperts};
 use moe_dist::mesh::{Degrees, Mesh, Span};
+use std::collections::BTreeSet;
 
 /// Runs a case on a mesh and compares every rank with one process.
 ///
@@ -26,23 +27,8 @@ pub(crate) fn run(case: &Case, mesh: Mesh, mistake: Option<Mistake>) -> Result<V
 }
 
 fn compare(case: &Case, layout: &Layout, want: &Outcome<f64>, parts: &[Part<f64>]) -> Result<(), String> {
-    let width = case.config.width;
-    for (rank, Part { out, .. }) in parts.iter().enumerate() {
-        let rows = |all: &[f64]| -> Vec<f64> {
-            layout.local(rank).iter().flat_map(|token| all[token * width..][..width].to_vec()).collect()
-        };
-        near(&format!("rank {rank}: y"), &out.y, &rows(&want.y), &want.y)?;
-        near(&format!("rank {rank}: dx"), &out.dx, &rows(&want.dx), &want.dx)?;
-        let specs = placed(case, layout, rank).tensors();
-        for ((spec, got), want) in specs.iter().zip(&out.grads).zip(&want.grads) {
-            if let (Some(spec), Some(got), Some(want)) = (spec, got, want) {
-                let part: Vec<f64> = spec.runs().flatten().map(|at| want[at]).collect();
-                near(&format!("rank {rank}: gradient of {}", spec.name), got, &part, want)?;
-            }
-        }
-        if out.load != want.load {
-            return Err(format!("rank {rank}: load {:?}, wanted {:?}", out.load, want.load));
-        }
+    for (rank, part) in parts.iter().enumerate() {
+        compare_rank(case, layout, want, rank, part)?;
     }
     // With etp = tp the ranks of tp route the same tokens, and drop the same slots.
     let copies = layout.mesh.degrees().etp as u64;
@@ -58,6 +44,36 @@ fn compare(case: &Case, layout: &Layout, want: &Outcome<f64>, parts: &[Part<f64>
         near(what, &[sum], &[want.losses[at]], &[want.losses[at]])?;
     }
     replicas(case, layout, parts)
+}
+
+/// Compares what one rank has with its part of the process alone.
+///
+/// # Errors
+/// What differs.
+pub(crate) fn compare_rank(
+    case: &Case,
+    layout: &Layout,
+    want: &Outcome<f64>,
+    rank: usize,
+    Part { out, .. }: &Part<f64>,
+) -> Result<(), String> {
+    let width = case.config.width;
+    let rows = |all: &[f64]| -> Vec<f64> {
+        layout.local(rank).iter().flat_map(|token| all[token * width..][..width].to_vec()).collect()
+    };
+    near(&format!("rank {rank}: y"), &out.y, &rows(&want.y), &want.y)?;
+    near(&format!("rank {rank}: dx"), &out.dx, &rows(&want.dx), &want.dx)?;
+    let specs = placed(case, layout, rank).tensors();
+    for ((spec, got), want) in specs.iter().zip(&out.grads).zip(&want.grads) {
+        if let (Some(spec), Some(got), Some(want)) = (spec, got, want) {
+            let part: Vec<f64> = spec.runs().flatten().map(|at| want[at]).collect();
+            near(&format!("rank {rank}: gradient of {}", spec.name), got, &part, want)?;
+        }
+    }
+    if out.load != want.load {
+        return Err(format!("rank {rank}: load {:?}, wanted {:?}", out.load, want.load));
+    }
+    Ok(())
 }
 
 /// Whether values are those wanted, to 1e-12 of the largest of `scale`.
@@ -104,20 +120,20 @@ fn replicas(case: &Case, layout: &Layout, parts: &[Part<f64>]) -> Result<(), Str
 fn on_meshes(chosen: impl Fn(&Degrees) -> bool) {
     let meshes: Vec<Mesh> = Mesh::all(8).into_iter().filter(|mesh| chosen(mesh.degrees())).collect();
     assert!(!meshes.is_empty());
-    let mut dropped = 0;
+    let (mut dropped, mut paths) = (0, BTreeSet::new());
     for mesh in meshes {
         for case in cases().into_iter().flat_map(each_way) {
-            match run(&case, mesh, None) {
-                Ok(parts) => dropped += parts.iter().map(|part| part.out.dropped).sum::<u64>(),
-                Err(what) => panic!("{what}"),
-            }
+            let parts = run(&case, mesh, None).unwrap_or_else(|what| panic!("{what}"));
+            dropped += parts.iter().map(|part| part.out.dropped).sum::<u64>();
+            paths.extend(parts.iter().flat_map(|part| &part.exchanges).map(|(path, _)| *path));
         }
     }
     assert!(dropped > 0, "a capacity that never drops says nothing");
+    assert_eq!(Vec::from_iter(paths), ["equal", "padded", "variable"], "the paths that rows took");
 }
 
 /// A case with both orders of scores, and with tokens replicated over tp and split.
-fn each_way(case: Case) -> impl Iterator<Item = Case> {
+pub(crate) fn each_way(case: Case) -> impl Iterator<Item = Case> {
     let ways =
         [ScoreOrder::AfterExperts, ScoreOrder::BeforeExperts].map(|order| [(order, false), (order, true)]);
     ways.into_iter().flatten().map(move |(order, sequence_parallel)| {
@@ -147,8 +163,8 @@ fn meshes_that_split_experts_over_tp_equal_one_process() {
     on_meshes(|degrees| degrees.etp > 1);
 }
 
-/// The mistake is noticed, and without it nothing is.
-fn is_caught(mistake: Mistake, degrees: Degrees, change: impl FnOnce(&mut MoeConfig)) {
+/// The mistake is noticed where it is made, and without it nothing is.
+fn is_caught(mistake: Mistake, degrees: Degrees, at: &str, change: impl FnOnce(&mut MoeConfig)) {
     let mesh = Mesh::new(8, degrees).expect("a mesh");
     let case = case("with a mistake", |case| {
         change(&mut case.config);
@@ -156,28 +172,32 @@ fn is_caught(mistake: Mistake, degrees: Degrees, change: impl FnOnce(&mut MoeCon
     });
     run(&case, mesh, None).expect("nothing is wrong yet");
     let what = run(&case, mesh, Some(mistake)).expect_err("a mistake that nobody notices");
-    assert!(!what.is_empty());
+    assert!(what.contains(&format!(": {at}: element")), "{what}");
 }
 
 const SPLIT_TOKENS: Degrees = Degrees { dp_replicate: 1, dp_shard: 2, cp: 1, tp: 4, ep: 4, etp: 1 };
 const SPLIT_EXPERTS: Degrees = Degrees { dp_replicate: 1, dp_shard: 2, cp: 1, tp: 4, ep: 2, etp: 4 };
 
+/// No sum but that over tp.
+const ONLY_TP: Degrees = Degrees { dp_replicate: 1, dp_shard: 1, cp: 1, tp: 8, ep: 4, etp: 1 };
+
 #[test]
 fn a_gate_that_is_not_summed_is_caught() {
-    is_caught(Mistake::GateNotSummed, SPLIT_TOKENS, |_| {});
-    is_caught(Mistake::GateNotSummed, SPLIT_EXPERTS, |_| {});
+    for degrees in [SPLIT_TOKENS, SPLIT_EXPERTS, ONLY_TP] {
+        is_caught(Mistake::GateNotSummed, degrees, "gradient of gate", |_| {});
+    }
 }
 
 #[test]
 fn losses_on_every_rank_of_tp_are_caught() {
     let by_sequence = |config: &mut MoeConfig| config.balance.loss = Some(BalanceLoss::Sequence(0.5));
-    is_caught(Mistake::LossesOnEveryRank, SPLIT_EXPERTS, by_sequence);
-    is_caught(Mistake::LossesOnEveryRank, SPLIT_EXPERTS, |config| config.balance.z_loss = 0.5);
+    is_caught(Mistake::LossesOnEveryRank, SPLIT_EXPERTS, "dx", by_sequence);
+    is_caught(Mistake::LossesOnEveryRank, SPLIT_EXPERTS, "dx", |config| config.balance.z_loss = 0.5);
 }
 
 #[test]
 fn a_whole_bias_in_the_gradient_of_the_weights_is_caught() {
-    is_caught(Mistake::WholeBiasInWeights, SPLIT_EXPERTS, |config| {
+    is_caught(Mistake::WholeBiasInWeights, SPLIT_EXPERTS, "dx", |config| {
         config.expert_bias = true;
         config.activation = Activation::SwiGlu;
     });
@@ -186,11 +206,12 @@ fn a_whole_bias_in_the_gradient_of_the_weights_is_caught() {
 #[test]
 fn a_shared_gate_that_is_not_summed_is_caught() {
     let gated = |config: &mut MoeConfig| config.shared = Some(SharedExperts { hidden: 8, gated: true });
-    is_caught(Mistake::SharedGateNotSummed, SPLIT_TOKENS, gated);
-    is_caught(Mistake::SharedGateNotSummed, SPLIT_EXPERTS, gated);
+    for degrees in [SPLIT_TOKENS, SPLIT_EXPERTS, ONLY_TP] {
+        is_caught(Mistake::SharedGateNotSummed, degrees, "gradient of shared.gate", gated);
+    }
 }
 
 #[test]
 fn tokens_that_are_not_sliced_are_caught() {
-    is_caught(Mistake::TokensNotSliced, SPLIT_TOKENS, |_| {});
+    is_caught(Mistake::TokensNotSliced, SPLIT_TOKENS, "y", |_| {});
 }

@@ -1,4 +1,4 @@
-//! Ranks that speak over the loopback in clear.
+//! Ranks that speak over Unix sockets.
 
 use moe_dist::{Launch, World};
 use std::thread;

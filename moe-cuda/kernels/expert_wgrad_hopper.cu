@@ -1,7 +1,7 @@
 // ExpertWgrad on Hopper: dw[e] = sum over the rows of e of left^T * right, in row order, never split.
 //
 // Tiles of 128 columns of one operand, whose rows may be gathered, and 256 of the other, whose rows lie in order. Both have
-// their depth, the rows, across lines.
+// their depth, the rows, across lines. GateBwd's product over tokens is one of these, too: its chunks are the experts.
 #include "hopper.cuh"
 
 struct WgradParams {
@@ -16,6 +16,7 @@ struct WgradParams {
     uint32_t columns; // columns of the other
     uint32_t turned;  // the gathered operand is the right one: its columns are the gradient's columns
     uint32_t accumulate;
+    uint32_t repeat; // DEPTH rows of the packed operand stand for so many times as many of the gathered one
 };
 
 #define STAGES 4
@@ -65,9 +66,10 @@ static __device__ void produce(const WgradParams &p, const Stages &ring) {
             slot = next, next = slot_at(p, row + 2 * DEPTH, part.end);
             barrier_wait(ring.empty(place.stage), place.phase ^ 1);
             if (threadIdx.x == 0) {
+                uint32_t packed = p.repeat == 1 ? row : row / (p.repeat * DEPTH) * DEPTH;
                 barrier_expect(ring.full(place.stage), Stages::B);
                 for (int n = 0; n < WIDTH; n += 64)
-                    tma_2d(ring.b(place.stage) + n * DEPTH * 2, &p.packed, ring.full(place.stage), part.column + n, row);
+                    tma_2d(ring.b(place.stage) + n * DEPTH * 2, &p.packed, ring.full(place.stage), part.column + n, packed);
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) {

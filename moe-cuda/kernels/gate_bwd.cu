@@ -1,4 +1,5 @@
 // GateBwd: dx as a product over experts; dgate as products over the tokens of a chunk, whose sums are then added in order.
+// For bf16 on Hopper both products are those of the experts' kernels, of dlogits in three bf16 parts, which are made here.
 #include "chains.cuh"
 #include "jitter.cuh"
 #include "split.cuh"
@@ -126,4 +127,52 @@ KERNEL(gate_bwd_sum, GateBwdParams, SUMMERS) {
     if (at < len) add_chunks(p, at, len, p.parts, p.chunks, p.total, p.first_chunk == 0, p.last_round, p.dgate);
     if (at < p.experts && p.last_round && p.dbias)
         add_chunks(p, at, p.experts, p.bias_parts, (p.tokens + CHUNK - 1) / CHUNK, nullptr, true, true, p.dbias);
+}
+
+// Twin of `PartsParams` in ops/gate_bwd/hopper.rs.
+struct PartsParams {
+    const float *dlogits;
+    const bf16 *gate;
+    bf16 *parts;      // (tokens, 3, experts): bits 17 to 24 of each value, 9 to 16, 1 to 8
+    bf16 *gates;      // (3, experts, width): the gate again and again
+    uint32_t *index;  // 3 * (tokens up to a multiple of 64): of each 64 tokens the first parts, the second, the third
+    uint32_t *bounds; // 0, tokens; then where chunks begin in `index`, and the end
+    uint32_t tokens, width, experts;
+};
+
+// Sizes are multiples of 8, addresses of 16.
+KERNEL(gate_bwd_parts, PartsParams, SUMMERS) {
+    uint64_t thread = (uint64_t)blockIdx.x * SUMMERS + threadIdx.x, threads = (uint64_t)gridDim.x * SUMMERS;
+    uint32_t across = p.experts / 8;
+    for (uint64_t at = thread; at < (uint64_t)p.tokens * across; at += threads) {
+        uint64_t to = at / across * 3 * p.experts + at % across * 8;
+        const Pack<float, 4> *from = (const Pack<float, 4> *)p.dlogits + at * 2;
+        Pack<float, 4> near = from[0], far = from[1];
+        Pack<bf16, 8> parts[3];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float rest = i < 4 ? near.v[i % 4] : far.v[i % 4];
+            bool finite = isfinite(rest);
+#pragma unroll
+            for (int part = 2; part >= 0; part--) {
+                // Cut, so that nothing becomes infinite; what is not finite is in the last part alone.
+                float high = __uint_as_float(__float_as_uint(rest) & 0xffff0000u);
+                parts[part].v[i] = narrow<bf16>(finite ? high : rest);
+                rest = finite ? rest - high : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int part = 0; part < 3; part++) *(Pack<bf16, 8> *)(p.parts + to + part * p.experts) = parts[part];
+    }
+    uint64_t gate = (uint64_t)p.experts * p.width / 8;
+    for (uint64_t at = thread; at < 3 * gate; at += threads)
+        ((Pack<bf16, 8> *)p.gates)[at] = ((const Pack<bf16, 8> *)p.gate)[at % gate];
+    uint32_t rows = (p.tokens + 63) / 64 * 192;
+    for (uint64_t at = thread; at < rows; at += threads) {
+        uint32_t token = at / 192 * 64 + at % 64;
+        p.index[at] = token < p.tokens ? token * 3 + at % 192 / 64 : NO_ROW;
+    }
+    if (thread < 2) p.bounds[thread] = thread * p.tokens;
+    for (uint64_t chunk = thread; chunk < (p.tokens + CHUNK - 1) / CHUNK + 1; chunk += threads)
+        p.bounds[2 + chunk] = min(chunk * CHUNK * 3, (uint64_t)rows);
 }

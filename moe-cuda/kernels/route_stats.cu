@@ -1,23 +1,19 @@
-// RouteStats: a warp per token for what its probabilities are made of; a block per chunk of a sequence and 32 experts; and
-// the chunks in order.
+// RouteStats: a warp per token for its scores and their sum; a block per chunk of a sequence and 32 experts, which adds
+// probabilities; and the chunks in order.
 #include "scores.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
 #define BLOCK 128 // tokens whose probabilities lie in shared memory
-
-struct Norm {
-    float max, sum, whole;
-};
+#define EACH (BLOCK / WARPS)
 
 struct RouteStatsParams {
     const float *logits;
     const uint32_t *ids, *sequences;
     uint32_t *counts;
     float *prob_sums, *z_sum;
-    // (tokens)
-    Norm *norms;
-    float *squares;
+    // (tokens, experts); (tokens): their sums; (tokens)
+    float *scores, *wholes, *squares;
     // (slots, experts), and (slots); see `Chunk`
     uint32_t *part_counts;
     float *part_sums, *part_squares;
@@ -40,11 +36,16 @@ KERNEL(route_stats_tokens, RouteStatsParams, THREADS) {
     const float *logits = p.logits + (uint64_t)token * p.experts;
     Powers of = powers(logits, p.experts, lane);
     float whole = 0.0f;
-    for (uint32_t e = lane; e < p.experts; e += 32) whole += score(loss_score(p.score), of, logits[e]);
+    float *scores = p.scores + (uint64_t)token * p.experts;
+    for (uint32_t e = lane; e < p.experts; e += 32) {
+        float own = score(loss_score(p.score), of, logits[e]);
+        scores[e] = own;
+        whole += own;
+    }
     whole = warp_sum(whole) + 1e-20f;
     if (lane != 0) return;
     float z = log_sum_exp(of);
-    p.norms[token] = {of.max, of.sum, whole};
+    p.wholes[token] = whole;
     p.squares[token] = z * z;
 }
 
@@ -65,7 +66,7 @@ static __device__ void add_squares(const RouteStatsParams &p) {
 
 KERNEL(route_stats_chunks, RouteStatsParams, THREADS) {
     if (blockIdx.y == gridDim.y - 1) return add_squares(p);
-    __shared__ float block[BLOCK][32];
+    __shared__ float blocks[2][BLOCK][32];
     __shared__ uint32_t counts[32];
     // The last sequence whose first slot is at most this one.
     uint32_t slot = blockIdx.x, s = 0, beyond = p.sequence_count;
@@ -84,25 +85,36 @@ KERNEL(route_stats_chunks, RouteStatsParams, THREADS) {
     bool there = expert < p.experts;
     if (warp == 0) counts[lane] = 0;
     __syncthreads();
-    for (uint64_t k = threadIdx.x; k < (uint64_t)len * p.top_k; k += THREADS) {
-        uint32_t id = p.ids[start * p.top_k + k];
-        if (id < p.experts && id - first < 32) atomicAdd(&counts[id - first], 1);
+    uint64_t slots = (uint64_t)len * p.top_k;
+    for (uint64_t k = threadIdx.x; k < slots; k += 8 * THREADS) {
+        uint32_t ids[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) ids[i] = k + i * THREADS < slots ? p.ids[start * p.top_k + k + i * THREADS] : NO_ROW;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (ids[i] < p.experts && ids[i] - first < 32) atomicAdd(&counts[ids[i] - first], 1);
     }
     float sum = 0.0f;
     for (uint32_t begin = 0; begin < len; begin += BLOCK) {
+        // All loads of a warp are under way before the first is used.
         uint32_t end = min(len - begin, BLOCK);
-        for (uint32_t t = warp; t < end; t += WARPS) {
-            uint64_t token = start + begin + t;
-            Norm norm = p.norms[token];
-            float logit = there ? p.logits[token * p.experts + expert] : 0.0f;
-            block[t][lane] = score(loss_score(p.score), {norm.max, norm.sum}, logit) / norm.whole;
+        float scores[EACH], wholes[EACH];
+#pragma unroll
+        for (uint32_t i = 0; i < EACH; i++) {
+            uint64_t token = start + begin + min(warp + i * WARPS, end - 1);
+            scores[i] = there ? p.scores[token * p.experts + expert] : 0.0f;
+            wholes[i] = p.wholes[token];
         }
+        // One half is added up while the other is filled.
+        float(&block)[BLOCK][32] = blocks[begin / BLOCK % 2];
+#pragma unroll
+        for (uint32_t i = 0; i < EACH; i++)
+            if (warp + i * WARPS < end) block[warp + i * WARPS][lane] = scores[i] / wholes[i];
         __syncthreads();
         if (warp == 0) {
 #pragma unroll 16
             for (uint32_t t = 0; t < end; t++) sum = sum + block[t][lane];
         }
-        __syncthreads();
     }
     if (warp != 0 || !there) return;
     p.part_sums[(uint64_t)slot * p.experts + expert] = sum;
@@ -114,12 +126,14 @@ KERNEL(route_stats_sum, RouteStatsParams, THREADS) {
     float sum = 0.0f;
     if (at == len) {
         uint32_t chunks = (p.tokens + CHUNK - 1) / CHUNK;
+#pragma unroll 8
         for (uint32_t c = 0; c < chunks; c++) sum = sum + p.part_squares[c];
         *p.z_sum = sum;
     }
     if (at >= len) return;
     uint32_t s = at / p.experts, count = 0, start = bound(p, s), end = max(bound(p, s + 1), start);
     uint32_t slot = first_slot(p, s), beyond = min(slot + (end - start + CHUNK - 1) / CHUNK, p.slots);
+#pragma unroll 8
     for (; slot < beyond; slot++) {
         uint64_t part = (uint64_t)slot * p.experts + at % p.experts;
         sum = sum + p.part_sums[part];

@@ -14,6 +14,15 @@ use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Bytes of GPU memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// that buffers have now
+    pub now: u64,
+    /// that they had at most since the device was opened
+    pub most: u64,
+}
+
 /// Memory from which buffers come. Kept until the device is closed, so that a freed buffer's memory is quickly had again.
 pub(crate) struct Pool {
     context: Arc<Context>,
@@ -56,6 +65,19 @@ impl Pool {
         }
         // SAFETY: the pool lives as long as `self`, the pointer is valid for as many as are said to be there.
         check("cuMemPoolSetAccess", unsafe { sys::cuMemPoolSetAccess(self.raw, map.as_ptr(), map.len()) })
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory, CudaError> {
+        use CUmemPool_attribute::{CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH};
+        self.context.bind()?;
+        let bytes = |key| {
+            let mut bytes = 0_u64;
+            // SAFETY: the pool lives as long as `self`, the attribute is a 64-bit number, the pointer is valid.
+            let code = unsafe { sys::cuMemPoolGetAttribute(self.raw, key, (&raw mut bytes).cast()) };
+            check("cuMemPoolGetAttribute", code).map(|()| bytes)
+        };
+        let (now, most) = (bytes(CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?, bytes(CU_MEMPOOL_ATTR_USED_MEM_HIGH)?);
+        Ok(Memory { now, most })
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {

@@ -10,6 +10,7 @@ use moe_core::ops::Weight;
 use moe_core::{Elem, In, Op, Out, Scalar, ShapeError};
 use std::marker::PhantomData;
 use std::ptr::{from_mut, from_ref, null_mut};
+use std::sync::atomic::Ordering;
 
 /// An address on the GPU; 0 stands for an argument that is absent.
 pub(crate) type Address = u64;
@@ -176,7 +177,10 @@ impl<'a, O: Op> Call<'a, O> {
         // SAFETY: `Params` promises the struct that the kernel takes. Its addresses come from `read` and `write`: buffers that
         // live until their stream has done this work, with the lengths that the op's check has compared. Kernels
         // clamp what they read from buffers before they use it as an address.
-        let code = unsafe { sys::cuLaunchKernelEx(&config, function.0, arguments.as_mut_ptr(), null_mut()) };
-        check(kernel, code)
+        let code =
+            unsafe { sys::cuLaunchKernelEx(&config, function.raw, arguments.as_mut_ptr(), null_mut()) };
+        check(kernel, code)?;
+        function.launches.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The device: a GPU's context, its kernels, and memory.
 
-use crate::buffer::{Buffer, Pool};
+use crate::buffer::{Buffer, Memory, Pool};
 use crate::driver::{self, Context, Facts, check};
 use crate::error::CudaError;
 use crate::event::Event;
@@ -13,6 +13,7 @@ use moe_core::{Device, Elem, In, OpId, Out, Scalar, expect};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// An NVIDIA GPU of compute capability 7.5 or newer. Clones share it.
 ///
@@ -83,6 +84,21 @@ impl Cuda {
         self.0.pool.open_to(&self.context().peers()?)
     }
 
+    /// Every kernel that was loaded for this GPU, and how often it has been launched; in a captured graph, once. So a test, or a run
+    /// under a tool that looks for faults, can tell that it has reached all of them.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let functions = self.0.functions.iter();
+        functions.map(|(name, function)| (*name, function.launches.load(Ordering::Relaxed)))
+    }
+
+    /// Bytes of GPU memory that all buffers of this device have together.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn memory(&self) -> Result<Memory, CudaError> {
+        self.0.pool.memory()
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.0.facts
     }
@@ -91,9 +107,9 @@ impl Cuda {
         &self.0.context
     }
 
-    pub(crate) fn function(&self, name: &'static str) -> Result<Function, CudaError> {
+    pub(crate) fn function(&self, name: &'static str) -> Result<&Function, CudaError> {
         let missing = || CudaError::Lacks { name: self.name().into(), what: name };
-        self.0.functions.get(name).copied().ok_or_else(missing)
+        self.0.functions.get(name).ok_or_else(missing)
     }
 }
 

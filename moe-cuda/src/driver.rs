@@ -38,6 +38,7 @@ const SYMBOLS: &[&str] = &[
     "cuMemPoolCreate",
     "cuMemPoolDestroy",
     "cuMemPoolSetAttribute",
+    "cuMemPoolGetAttribute",
     "cuMemPoolSetAccess",
     "cuMemAllocFromPoolAsync",
     "cuMemFreeAsync",

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 use std::ptr::null_mut;
+use std::sync::atomic::AtomicU64;
 
 /// One file of `kernels/`, compiled: machine code for several architectures, of which the driver takes what fits.
 pub(crate) struct Image {
@@ -50,8 +51,11 @@ macro_rules! kernel {
 pub(crate) use kernel;
 
 /// A loaded kernel.
-#[derive(Clone, Copy)]
-pub(crate) struct Function(pub(crate) CUfunction);
+pub(crate) struct Function {
+    pub(crate) raw: CUfunction,
+    /// how often it was launched
+    pub(crate) launches: AtomicU64,
+}
 
 // SAFETY: a handle into a module that is never unloaded while its context lives.
 unsafe impl Send for Function {}
@@ -80,7 +84,7 @@ pub(crate) fn load(context: &Context, facts: &Facts) -> Result<HashMap<&'static 
                 let code = unsafe { sys::cuFuncSetAttribute(function, key, shared as c_int) };
                 check("cuFuncSetAttribute", code)?;
             }
-            functions.insert(name, Function(function));
+            functions.insert(name, Function { raw: function, launches: AtomicU64::new(0) });
         }
     }
     Ok(functions)

@@ -27,7 +27,7 @@ mod order;
 mod stream;
 mod tensor_map;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Memory};
 pub use device::Cuda;
 pub use error::CudaError;
 pub use event::Event;

@@ -94,21 +94,22 @@ const MOST_ACROSS: usize = 65535;
 /// `WgradParams` of `kernels/expert_wgrad_hopper.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct WgradParams {
-    packed: TensorMap,
-    gradient: TensorMap,
-    source: Address,
-    index: Address,
-    offsets: Address,
-    dw: Address,
-    tokens: u32,
-    fan: u32,
-    rows: u32,
-    experts: u32,
-    height: u32,
-    columns: u32,
-    turned: u32,
-    accumulate: u32,
+pub(super) struct WgradParams {
+    pub(super) packed: TensorMap,
+    pub(super) gradient: TensorMap,
+    pub(super) source: Address,
+    pub(super) index: Address,
+    pub(super) offsets: Address,
+    pub(super) dw: Address,
+    pub(super) tokens: u32,
+    pub(super) fan: u32,
+    pub(super) rows: u32,
+    pub(super) experts: u32,
+    pub(super) height: u32,
+    pub(super) columns: u32,
+    pub(super) turned: u32,
+    pub(super) accumulate: u32,
+    pub(super) repeat: u32,
 }
 
 // SAFETY: the kernel's struct has the same fields.
@@ -151,6 +152,7 @@ fn hopper<T: Float>(
         columns: columns as u32,
         turned: turned.into(),
         accumulate,
+        repeat: 1,
     };
     call.launch(kernel!(T, "expert_wgrad_hopper"), hopper::grid(call.cuda).shared(SHARED_WGRAD), &params)?;
     Ok(Some(HOPPER))

@@ -1,5 +1,7 @@
 //! GateBwd: dx in one launch; dgate in rounds of as many chunks as scratch memory holds, each a product and a sum.
 
+mod hopper;
+
 use super::Float;
 use super::route::JitterParams;
 use crate::call::{Address, Call, Grid, Params};
@@ -7,6 +9,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::image::{Image, image, kernel};
 use crate::stream::Stream;
+use hopper::Operands;
 use moe_core::ops::{CHUNK, GateBwd, GateBwdArgs, GateBwdDims};
 use moe_core::{DType, Kernel, Op, Out, Path, within};
 
@@ -22,6 +25,7 @@ pub(super) static IMAGE: Image = image!(
         "gate_bwd_dgate_split_32_f16": 0,
         "gate_bwd_dbias": 0,
         "gate_bwd_sum": 0,
+        "gate_bwd_parts": 0,
     ]
 );
 
@@ -53,18 +57,23 @@ unsafe impl Params for GateBwdParams {}
 
 const SUMMERS: u32 = 256;
 /// Bytes of scratch memory for a round's chunks, unless one chunk has more.
-const ROUND: usize = 64 << 20;
+const ROUND: usize = 16 << 20;
 
 /// Bytes of one chunk's dgate.
 fn part(dims: &GateBwdDims) -> usize {
     dims.experts.saturating_mul(dims.width).saturating_mul(size_of::<f32>())
 }
 
-/// Bytes of scratch memory: the sum of earlier rounds, a round's chunks, all chunks' dbias. They grow with every size.
-fn layout(dims: &GateBwdDims) -> [usize; 3] {
+/// Bytes of scratch memory: the sum of earlier rounds, a round's chunks, all chunks' dbias, and Hopper's operands. They grow with
+/// every size, and each begins at a multiple of 16.
+fn layout<T: Float>(cuda: &Cuda, dims: &GateBwdDims) -> [usize; 7] {
     let (part, chunks) = (part(dims), dims.tokens.div_ceil(CHUNK));
+    let all = chunks.saturating_mul(part);
+    let total = if all > ROUND { part } else { 0 };
     let bias = chunks.saturating_mul(dims.experts).saturating_mul(size_of::<f32>());
-    [part, chunks.saturating_mul(part).min(part.max(ROUND)), bias]
+    let [parts, gates, index, bounds] = hopper::layout::<T>(cuda, dims);
+    let bytes = [total, all.min(part.max(ROUND)), bias, parts, gates, index, bounds];
+    bytes.map(|bytes| bytes.checked_next_multiple_of(16).unwrap_or(usize::MAX))
 }
 
 /// A kernel with the rows, columns and threads of a block.
@@ -96,7 +105,7 @@ impl Tile {
 
 impl<T: Float> Kernel<GateBwd<T>> for Cuda {
     fn scratch(&self, dims: &GateBwdDims) -> usize {
-        layout(dims).into_iter().fold(0, usize::saturating_add)
+        layout::<T>(self, dims).into_iter().fold(0, usize::saturating_add)
     }
 
     fn launch(
@@ -108,11 +117,11 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
     ) -> Result<Path, CudaError> {
         // Kernels count in 32 bits.
         within(GateBwd::<T>::ID, "width", 0, i32::MAX as usize, dims.width)?;
-        within(GateBwd::<T>::ID, "tokens", 0, MOST_ACROSS * CHUNK, dims.tokens)?;
+        within(GateBwd::<T>::ID, "tokens", 0, MOST_CHUNKS * CHUNK, dims.tokens)?;
         let call = Call::<GateBwd<T>>::new(self, stream, dims, &args)?;
         let GateBwdDims { tokens, width, experts, jitter, accumulate } = *dims;
         let mut next = call.scratch(scratch, Kernel::<GateBwd<T>>::scratch(self, dims))?;
-        let [total, parts, bias_parts] = layout(dims).map(|bytes| {
+        let [total, parts, bias_parts, operands @ ..] = layout::<T>(self, dims).map(|bytes| {
             let start = next;
             next += bytes as u64;
             start
@@ -136,32 +145,50 @@ impl<T: Float> Kernel<GateBwd<T>> for Cuda {
             chunks: 0,
             last_round: 0,
         };
-        // f32 keeps its chains; tf32 holds the other types' values, so that only dlogits have to be split.
-        let split = T::DTYPE != DType::F32 && self.capability().0 >= 8;
-        let dx = Tile::dx::<T>(split);
-        call.launch(dx.0, Grid::new(dx.blocks(tokens, width), dx.3), &params)?;
         let chunks = tokens.div_ceil(CHUNK);
         if params.dbias != 0 {
             let grid = Grid::of([experts.div_ceil(SUMMERS as usize), chunks, 1], SUMMERS);
             call.launch("gate_bwd_dbias", grid, &params)?;
         }
+        // f32 keeps its chains; tf32 holds the other types' values, so that only dlogits have to be split.
+        let split = T::DTYPE != DType::F32 && self.capability().0 >= 8;
         // Jitter leaves values that tf32 does not hold.
         let dgate = Tile::dgate::<T>(split && jitter.is_none(), experts);
-        let blocks = dgate.blocks(experts, width);
-        let round = (ROUND / part(dims).max(1)).max(1);
+        let hopper = match hopper::fits::<T>(self, dims, &params) {
+            true => Some(Operands::make(&call, &params, operands)?),
+            false => None,
+        };
+        match hopper {
+            Some(operands) => operands.dx(&call, dims, params.dx)?,
+            None => {
+                let dx = Tile::dx::<T>(split);
+                call.launch(dx.0, Grid::new(dx.blocks(tokens, width), dx.3), &params)?;
+            }
+        }
+        let round = (ROUND / part(dims).max(1)).clamp(1, MOST_CHUNKS);
         // Without tokens there is still a sum to be stored.
         for first in (0..chunks.max(1)).step_by(round) {
             let count = round.min(chunks - first);
             params.first_chunk = first as u32;
             params.chunks = count as u32;
             params.last_round = (first + count == chunks).into();
-            call.launch(dgate.0, Grid::of([blocks, count, 1], dgate.3), &params)?;
+            match hopper {
+                Some(operands) => operands.dgate(&call, dims, &params, [first, count])?,
+                None => {
+                    let grid = Grid::of([dgate.blocks(experts, width), count, 1], dgate.3);
+                    call.launch(dgate.0, grid, &params)?;
+                }
+            }
             let sums = (experts * width).max(experts).div_ceil(SUMMERS as usize);
             call.launch("gate_bwd_sum", Grid::new(sums, SUMMERS), &params)?;
         }
-        Ok(Path(if split { "split, matrix units" } else { "fused chains" }))
+        Ok(match hopper {
+            Some(_) => hopper::PATH,
+            None if split => Path("split, matrix units"),
+            None => Path("fused chains"),
+        })
     }
 }
 
-/// Most blocks along a grid's second axis.
-const MOST_ACROSS: usize = 65535;
+/// Most chunks of a round: blocks along a grid's second axis.
+const MOST_CHUNKS: usize = 65535;

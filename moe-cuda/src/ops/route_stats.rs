@@ -24,7 +24,8 @@ struct RouteStatsParams {
     counts: Address,
     prob_sums: Address,
     z_sum: Address,
-    norms: Address,
+    scores: Address,
+    wholes: Address,
     squares: Address,
     part_counts: Address,
     part_sums: Address,
@@ -47,10 +48,11 @@ fn slots(dims: &RouteStatsDims) -> usize {
     dims.tokens / CHUNK + dims.sequences
 }
 
-/// Words of scratch memory: three per token of norms, squares, counts, sums, and the squares of chunks.
-fn layout(dims: &RouteStatsDims) -> [usize; 5] {
-    let parts = slots(dims).saturating_mul(dims.experts);
-    [dims.tokens.saturating_mul(3), dims.tokens, parts, parts, dims.tokens.div_ceil(CHUNK)]
+/// Words of scratch memory: scores, their sums, squares, counts, sums, and the squares of chunks.
+fn layout(dims: &RouteStatsDims) -> [usize; 6] {
+    let RouteStatsDims { tokens, experts, .. } = *dims;
+    let parts = slots(dims).saturating_mul(experts);
+    [tokens.saturating_mul(experts), tokens, tokens, parts, parts, tokens.div_ceil(CHUNK)]
 }
 
 impl<T: Float> Kernel<RouteStats<T>> for Cuda {
@@ -71,7 +73,7 @@ impl<T: Float> Kernel<RouteStats<T>> for Cuda {
         let call = Call::<RouteStats<T>>::new(self, stream, dims, &args)?;
         let RouteStatsDims { tokens, experts, top_k, sequences, score } = *dims;
         let mut next = call.scratch(scratch, Kernel::<RouteStats<T>>::scratch(self, dims))?;
-        let [norms, squares, part_counts, part_sums, part_squares] = layout(dims).map(|words| {
+        let [scores, wholes, squares, part_counts, part_sums, part_squares] = layout(dims).map(|words| {
             let start = next;
             next += 4 * words as u64;
             start
@@ -83,7 +85,8 @@ impl<T: Float> Kernel<RouteStats<T>> for Cuda {
             counts: call.write("counts", args.counts)?,
             prob_sums: call.write("prob_sums", args.prob_sums)?,
             z_sum: call.write("z_sum", args.z_sum)?,
-            norms,
+            scores,
+            wholes,
             squares,
             part_counts,
             part_sums,

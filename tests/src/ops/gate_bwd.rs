@@ -19,6 +19,8 @@ impl<T: Scalar> Case for GateBwd<T> {
             ("one expert", 9, 6, 1),
             ("more than a chunk", 2300, 3, 2),
             ("across tiles", 70, 130, 40),
+            ("multiples of eight, more than a chunk", 1100, 72, 40),
+            ("multiples of eight, across wide tiles", 270, 264, 136),
         ] {
             for bits in 0..8 {
                 let on = |bit: usize| bits >> bit & 1 == 1;

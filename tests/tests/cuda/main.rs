@@ -6,6 +6,7 @@ mod few;
 mod gate;
 mod graph;
 mod index;
+mod kernels;
 mod large;
 mod memory;
 mod rig;

@@ -10,7 +10,7 @@ use moe_core::{Elem, MoeDevice, Scalar, first_mut, whole, whole_mut};
 /// Times every op.
 pub(super) fn time_all<D: MoeDevice<T>, T: Scalar>(plan: &Plan, clock: &mut Clock<D>) -> Result<()> {
     let Plan { route, stats, sort, product, combine, wgrad_down, wgrad_up, .. } = *plan;
-    let Plan { route_bwd, gate_bwd, adamw, squares, .. } = *plan;
+    let Plan { route_bwd, gate_bwd, adamw, squares, gather, merge, bias, .. } = *plan;
     let ExpertDims { tokens, rows: slots, experts, width, hidden, .. } = product;
     let (up, weights) = (product.up_width(), adamw.len);
     let session = &clock.session;
@@ -31,6 +31,7 @@ pub(super) fn time_all<D: MoeDevice<T>, T: Scalar>(plan: &Plan, clock: &mut Cloc
     let (mut ids, mut row_of_slot, mut slot_of_row) =
         (session.alloc::<u32>(slots)?, session.alloc::<u32>(slots)?, session.alloc::<u32>(slots)?);
     let (mut offsets, mut counts) = (session.alloc::<u32>(experts + 1)?, session.alloc::<u32>(experts)?);
+    let (mut merged, mut index) = (session.alloc::<u32>(experts + 1)?, session.alloc::<u32>(slots)?);
     let (mut count, mut bounds) = (session.alloc::<u32>(1)?, session.alloc::<u32>(2)?);
     session.upload(&[0, tokens as u32], whole_mut::<D, u32>(&mut bounds))?;
     let (mut sums, mut sum) = (session.alloc::<T::Acc>(experts)?, session.alloc::<T::Acc>(1)?);
@@ -101,6 +102,30 @@ pub(super) fn time_all<D: MoeDevice<T>, T: Scalar>(plan: &Plan, clock: &mut Cloc
             slot_of_row: whole_mut::<D, u32>(&mut slot_of_row),
             counts: whole_mut::<D, u32>(&mut counts),
             dropped: whole_mut::<D, u32>(&mut count),
+        }
+    );
+    time!(
+        "gather",
+        Gather<T>,
+        gather,
+        0.0,
+        GatherArgs {
+            source: whole::<D, T>(&x),
+            index: whole::<D, u32>(&slot_of_row),
+            offsets: whole::<D, u32>(&offsets),
+            out: whole_mut::<D, T>(&mut y),
+        }
+    );
+    time!(
+        "merge",
+        Merge,
+        merge,
+        0.0,
+        MergeArgs {
+            counts: whole::<D, u32>(&counts),
+            offsets: whole_mut::<D, u32>(&mut merged).slice(0..merge.experts + 1)?,
+            index: whole_mut::<D, u32>(&mut index),
+            overflow: whole_mut::<D, u32>(&mut count),
         }
     );
     time!(
@@ -253,6 +278,17 @@ pub(super) fn time_all<D: MoeDevice<T>, T: Scalar>(plan: &Plan, clock: &mut Cloc
         squares,
         0.0,
         SumSquaresArgs { values: whole::<D, T::Acc>(&dw), sum: whole_mut::<D, T::Acc>(&mut sum) }
+    );
+    time!(
+        "bias_update",
+        BiasUpdate<T>,
+        bias,
+        0.0,
+        BiasUpdateArgs {
+            counts: whole::<D, u32>(&counts),
+            rate: whole::<D, T::Acc>(&sum),
+            bias: whole_mut::<D, T::Acc>(&mut sums),
+        }
     );
     let narrow = T::DTYPE != T::Acc::DTYPE;
     time!(

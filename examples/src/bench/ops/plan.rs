@@ -12,6 +12,10 @@ pub(super) struct Plan {
     pub(super) sort: SortDims,
     pub(super) product: ExpertDims,
     pub(super) combine: CombineDims,
+    /// the rows of all experts, as if all went to one rank
+    pub(super) gather: GatherDims,
+    /// as many ranks as can share the experts, up to eight: what one of them makes of the others' counts
+    pub(super) merge: MergeDims,
     pub(super) wgrad_down: WgradDims,
     pub(super) wgrad_up: WgradDims,
     pub(super) route_bwd: RouteBwdDims,
@@ -19,6 +23,7 @@ pub(super) struct Plan {
     /// over w13
     pub(super) adamw: AdamWDims,
     pub(super) squares: SumSquaresDims,
+    pub(super) bias: BiasUpdateDims,
 }
 
 impl Plan {
@@ -35,12 +40,16 @@ impl Plan {
             WgradDims { tokens, fan, rows, experts, left, right, gather_left, gather_right, accumulate }
         };
         let len = experts * up * width;
+        let ranks = (1..=8).rev().find(|ranks| experts.is_multiple_of(*ranks)).unwrap_or(1);
         Ok(Self {
             route: RouteDims { tokens, width, experts, top_k, rule },
             stats: RouteStatsDims { tokens, experts, top_k, sequences, score: rule.score },
             sort: SortDims { slots, experts, capacity: None },
             product,
             combine: CombineDims { tokens, top_k, width, rows },
+            gather: GatherDims { sources: tokens, fan, rows, width, groups: experts, pitch: 0 },
+            merge: MergeDims { ranks, experts: experts / ranks, pitch: 0, rows },
+            bias: BiasUpdateDims { experts },
             wgrad_down: wgrad(width, hidden, true),
             wgrad_up: wgrad(up, width, false),
             route_bwd: RouteBwdDims { tokens, experts, top_k, sequences, rule, accumulate },
@@ -67,6 +76,9 @@ impl Plan {
             Kernel::<GateBwd<T>>::scratch(device, &self.gate_bwd),
             Kernel::<AdamW<T>>::scratch(device, &self.adamw),
             Kernel::<SumSquares<T>>::scratch(device, &self.squares),
+            Kernel::<Gather<T>>::scratch(device, &self.gather),
+            Kernel::<Merge>::scratch(device, &self.merge),
+            Kernel::<BiasUpdate<T>>::scratch(device, &self.bias),
         ];
         all.into_iter().max().unwrap_or(0)
     }

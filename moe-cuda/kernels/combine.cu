@@ -21,6 +21,7 @@ static __device__ void combine_row(const CombineParams &p, uint32_t token) {
     struct alignas(N * sizeof(T)) Pack { T v[N]; };
     uint32_t packs = p.width / N;
     const uint32_t *rows = p.row_of_slot + (uint64_t)token * p.top_k;
+    const float *weights = p.weights ? p.weights + (uint64_t)token * p.top_k : nullptr;
     for (uint32_t at = blockIdx.y * blockDim.x + threadIdx.x; at < packs; at += gridDim.y * blockDim.x) {
         float sum[N];
         for (int i = 0; i < N; i++) sum[i] = 0.0f;
@@ -28,19 +29,22 @@ static __device__ void combine_row(const CombineParams &p, uint32_t token) {
             uint32_t row[TOGETHER];
             float weight[TOGETHER];
             Pack y[TOGETHER];
+            // Without branches, so that each load waits for its own row alone.
 #pragma unroll
             for (uint32_t j = 0; j < TOGETHER; j++) {
-                uint32_t k = first + j;
-                row[j] = k < p.top_k ? rows[k] : NO_ROW;
-                if (row[j] >= p.rows) continue;
-                weight[j] = p.weights ? p.weights[(uint64_t)token * p.top_k + k] : 1.0f;
-                y[j] = ((const Pack *)p.y)[(uint64_t)row[j] * packs + at];
+                uint32_t k = min(first + j, p.top_k - 1);
+                row[j] = first + j < p.top_k ? rows[k] : NO_ROW;
+                weight[j] = weights ? weights[k] : 1.0f;
             }
 #pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; j++) {
-                if (row[j] >= p.rows) continue;
-                for (int i = 0; i < N; i++) sum[i] = fused(weight[j], widen(y[j].v[i]), sum[i]);
-            }
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                y[j] = row[j] < p.rows ? ((const Pack *)p.y)[(uint64_t)row[j] * packs + at] : Pack{};
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; j++)
+                for (int i = 0; i < N; i++) {
+                    float more = fused(weight[j], widen(y[j].v[i]), sum[i]);
+                    sum[i] = row[j] < p.rows ? more : sum[i];
+                }
         }
         for (int b = 0; b < 3; b++) {
             if (!p.base[b]) continue;

@@ -1,12 +1,14 @@
-//! The gate: a token's bits do not depend on how many there are, though the kernel does.
+//! The gate: a token's bits do not depend on how many there are, though the kernel does; and its gradients in parts.
 
 use crate::rig::cuda;
 use half::bf16;
+use moe_core::Host;
 use moe_core::ops::{
-    Activation, Decode, DecodeDims, ExpertDims, GateMath, PackUse, Route, RouteDims, RouteRule,
+    Activation, Decode, DecodeDims, ExpertDims, GateBwd, GateBwdDims, GateMath, PackDims, PackUse, Route,
+    RouteDims, RouteRule,
 };
 use moe_cuda::Cuda;
-use moe_tests::{Outputs, Random, Sample, Setup, Tolerance, launch};
+use moe_tests::{Outputs, Random, Sample, Setup, Tolerance, Values, launch};
 
 const WIDTH: usize = 1032;
 
@@ -88,4 +90,33 @@ fn few_tokens_are_routed_as_many_are() {
             assert_eq!(many.get::<f32>("weights"), few.get::<f32>("weights"), "{case}");
         }
     }
+}
+
+/// Parts of infinity would be infinity and NaN.
+#[test]
+fn gradients_that_are_not_finite_stay_what_they_are() {
+    let Some(device) = cuda("gradients_that_are_not_finite_stay_what_they_are") else { return };
+    let (tokens, width, experts) = (300, 16, 8);
+    let dims = GateBwdDims { tokens, width, experts, jitter: None, accumulate: false };
+    let pack = PackDims { groups: 1, rows: experts, cols: width, use_: PackUse::Gate };
+    let (mut random, near) = (Random::new(3), Tolerance::gradient::<bf16>());
+    let mut dlogits = random.values::<f32>(tokens * experts);
+    for (at, value) in [(3, f32::INFINITY), (77, f32::NEG_INFINITY), (1500, f32::NAN), (2001, f32::MAX)] {
+        dlogits[at] = value;
+    }
+    let sample = Sample::<GateBwd<bf16>>::new("not finite", dims)
+        .input("dlogits", dlogits)
+        .input("x", random.values::<bf16>(tokens * width))
+        .weight("gate", random.values::<bf16>(experts * width), pack)
+        .output::<bf16>("dx", tokens * width, near)
+        .output::<f32>("dgate", experts * width, near);
+    let want = launch::<GateBwd<bf16>, bf16, _>(&Host, &sample, Setup::default()).expect("a good sample");
+    let got = launch::<GateBwd<bf16>, bf16, _>(device, &sample, Setup::default()).expect("a launch");
+    if device.capability().0 == 9 {
+        assert_eq!(got.path.0, "three parts, hopper 128x256");
+    }
+    let dx = |of: &Outputs| Values::of(of.get::<bf16>("dx"));
+    assert_eq!(near.compare(&dx(&want), &dx(&got)), None, "dx");
+    let dgate = |of: &Outputs| Values::of(of.get::<f32>("dgate"));
+    assert_eq!(near.compare(&dgate(&want), &dgate(&got)), None, "dgate");
 }

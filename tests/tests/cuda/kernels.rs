@@ -2,14 +2,14 @@
 //! for kernels that only those reach. Results are the suite's business; a tool that looks for races and stray accesses
 //! (moe-cuda/sanitize) has small programs to look at here, and one test says that they leave no kernel out.
 
-use crate::rig::cuda;
+use crate::rig::{Rig, cuda};
 use half::{bf16, f16};
-use moe_core::Kernel;
 use moe_core::ops::{
     AdamW, BiasUpdate, Combine, Decode, ExpertDown, ExpertDownBwd, ExpertUp, ExpertUpBwd, ExpertWgrad,
     GateBwd, GateBwdDims, GateMath, Gather, Jitter, Merge, PackDims, PackUse, PackWeights, Route, RouteBwd,
     RouteDims, RouteRule, RouteStats, Sort, SumSquares,
 };
+use moe_core::{Kernel, MoeConfig, MoeDevice, Sizes};
 use moe_cuda::{Cuda, Float};
 use moe_tests::{Case, Random, Sample, Setup, Tolerance, launch};
 
@@ -80,6 +80,16 @@ fn gate_gradients<T: Float>(device: &Cuda) {
     }
 }
 
+/// A training step whose products go through all stages of a tile's ring and on: the suite's samples end before.
+fn steps<T: Float>(device: &Cuda)
+where
+    Cuda: MoeDevice<T>,
+{
+    let config =
+        MoeConfig::new(Sizes { width: 392, hidden: 328, experts: 4, top_k: 2 }).expect("a good layer");
+    Rig::<T>::with_room(device, &config, 700, 700).step();
+}
+
 macro_rules! types {
     ($($name:ident: $sweep:path),*) => {
         $(#[test]
@@ -110,6 +120,10 @@ macro_rules! sweeps {
         mod gate_bwd_at_all_sizes {
             use super::*;
             types!(in_f32: gate_gradients::<f32>, in_bf16: gate_gradients::<bf16>, in_f16: gate_gradients::<f16>);
+        }
+        mod step_of_many_stages {
+            use super::*;
+            types!(in_f32: steps::<f32>, in_bf16: steps::<bf16>, in_f16: steps::<f16>);
         }
 
         fn all(device: &Cuda) {

@@ -55,7 +55,9 @@ fn all<T: Float>(isa: Isa) -> Result<(), Box<dyn Error>> {
     let mut case = Case::<T>::new(&cpu, SHAPE)?;
     cpu.enter(|| {
         OPS.into_iter().try_for_each(|op| {
+            case.prepare(op);
             case.launch(op)?;
+            case.prepare(op);
             counted(&mut case, op)
         })
     })?;

@@ -19,8 +19,14 @@ pub(crate) fn measure<T: Float>(
     for op in OPS.into_iter().filter(|op| options.op.as_deref().is_none_or(|only| only == *op)) {
         let (work, traffic) = (case.work(op), case.traffic(op));
         let budget = options.budget / 4;
-        let times =
-            cpu.enter(|| turns(budget, cpu.threads(), || cpu.peak_flops::<T>(3), || case.launch(op)))?;
+        let times = cpu.enter(|| {
+            let case = std::cell::RefCell::new(&mut case);
+            let limit = || {
+                case.borrow_mut().prepare(op);
+                cpu.peak_flops::<T>(3)
+            };
+            turns(budget, cpu.threads(), limit, || case.borrow_mut().launch(op))
+        })?;
         let (compute, memory) = (work / times.limit(), traffic / read);
         let floor = compute.max(memory);
         println!(

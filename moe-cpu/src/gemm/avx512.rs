@@ -59,12 +59,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         min(a, b) = _mm512_min_ps(a, b);
         max(a, b) = _mm512_max_ps(a, b);
         select_lt(a, b, yes, no) = _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes);
-        scale(value, n) = {
-            let n = _mm512_cvtps_epi32(n);
-            let half = _mm512_srai_epi32::<1>(n);
-            let power = |n| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))));
-            _mm512_mul_ps(_mm512_mul_ps(value, power(half)), power(_mm512_sub_epi32(n, half)))
-        };
+        scale(value, n) = _mm512_scalef_ps(value, n);
     }
 
     #[inline(always)]
@@ -81,6 +76,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store(self, value: __m512, at: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_ps(at, value) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, value: __m512, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_stream_ps(at, value) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: SSE is part of every x86-64 processor.
+        unsafe { _mm_sfence() }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m512 {

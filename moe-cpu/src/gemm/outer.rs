@@ -138,6 +138,8 @@ impl<T: Float> Outer<'_, T> {
                 }
             }
         }
+        // Sums may have been streamed.
+        unit.run(Fence);
         space.held = here.filter(|_| blocks == 1);
         let rest = right.len() % cols;
         if rest > 0 {
@@ -200,6 +202,17 @@ impl Panel<'_> {
         let Self { left, rows, steps, sums, pitch, first, target } = self;
         let layout = Layout::Columns;
         unit.run(Tiles { left, layout, rows, panel, steps, sums, pitch, first, target, ahead: &[] });
+    }
+}
+
+/// Orders streamed stores before all later ones.
+struct Fence;
+
+impl Job for Fence {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        s.fence();
     }
 }
 

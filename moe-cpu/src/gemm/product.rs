@@ -6,7 +6,7 @@ use super::left::Rows;
 use super::panel::{Size, Weights};
 use super::scratch::{Scratch, bytes};
 use super::tasks::MAX_ROWS;
-use super::tile::{BLOCK, Layout, Tiles};
+use super::tile::{BLOCK, Layout, Tiles, depth};
 use core::ops::Range;
 
 /// Most columns of a task, all parts together.
@@ -88,8 +88,9 @@ impl<T: Float> Product<'_, T> {
         for ((place, part), panels) in space.parts.iter_mut().zip(parts).zip(&panels) {
             *place = part.start - panels.start * cols..part.end - panels.start * cols;
         }
-        let blocks = size.k.div_ceil(BLOCK).max(1);
-        let depth = |block: usize| (block * BLOCK).min(size.k)..size.k.min((block + 1) * BLOCK);
+        let deep = depth::<T>(unit);
+        let blocks = size.k.div_ceil(deep).max(1);
+        let depth = |block: usize| (block * deep).min(size.k)..size.k.min((block + 1) * deep);
         let all = || panels.iter().cloned().flatten();
         let first = all().next().unwrap_or(0);
         for block in 0..blocks {

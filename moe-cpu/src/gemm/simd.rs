@@ -50,6 +50,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be written.
     unsafe fn store(self, value: Self::V, at: *mut f32);
+    /// A store past the caches where a vector is a whole cache line, to be followed by a [`fence`](Simd::fence).
+    ///
+    /// # Safety
+    /// `LANES` elements can be written, and `at` is aligned to a whole vector.
+    unsafe fn stream(self, value: Self::V, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(value, at) }
+    }
+    /// Orders streamed stores before all later ones.
+    fn fence(self) {}
     /// # Safety
     /// `LANES` elements can be read.
     unsafe fn load_bf16(self, at: *const bf16) -> Self::V;

@@ -5,12 +5,19 @@
 //! an element depend neither on the tile's height nor on its place in it.
 
 use super::float::Float;
-use super::isa::Job;
+use super::isa::{Job, Unit};
 use super::shared::Rectangle;
 use super::simd::{LINE, Simd};
 
-/// k's in a block. 256 columns of a panel fill half of a first-level cache of 32 KiB.
+/// Most k's in a block.
 pub(crate) const BLOCK: usize = 256;
+/// Bytes of a panel's block: it stays in a first-level cache together with the rows of two tiles.
+const PANEL: usize = 16 << 10;
+
+/// k's in a block of packed or plain weights.
+pub(crate) fn depth<T>(unit: Unit) -> usize {
+    (PANEL / (unit.cols() * size_of::<T>())).min(BLOCK)
+}
 
 /// How a block of the left operand lies in scratch memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +34,15 @@ pub(crate) enum Leave {
     /// overwrite
     Store,
     /// add to what is there
+    Add,
+}
+
+/// How a tile's sums leave.
+#[derive(Clone, Copy)]
+enum Way {
+    Store,
+    /// past the caches: a vector is a whole line, which then need not be read before
+    Stream,
     Add,
 }
 
@@ -65,8 +81,8 @@ struct Tile<T> {
     pitch: usize,
     first: bool,
     /// and from one row of it to the next
-    target: Option<(*mut f32, usize, Leave)>,
-    /// and bytes of it for each period
+    target: Option<(*mut f32, usize, Way)>,
+    /// and bytes of it for each part of a period
     ahead: *const u8,
     ahead_step: usize,
 }
@@ -78,6 +94,10 @@ const FLOATS: usize = LINE / size_of::<f32>();
 fn period<S: Simd, T: Float>() -> usize {
     FLOATS / T::slots::<S>()
 }
+
+/// Parts of a period. What lies ahead is asked for in each of them: a processor has few places for lines that are on their way, and
+/// many requests at once would hold up the loads.
+const PARTS: usize = 4;
 
 impl<T: Float> Job for Tiles<'_, T> {
     type Output = ();
@@ -98,8 +118,8 @@ impl<T: Float> Job for Tiles<'_, T> {
         if let Some(Target { place, .. }) = &target {
             assert!(layout == Layout::Columns && place.rows() >= rows && place.columns() >= S::COLS);
         }
-        let period = period::<S, T>();
-        let ahead_step = size_of_val(ahead).div_ceil(count * steps.div_ceil(period).max(1));
+        let parts = steps.div_ceil(period::<S, T>() / PARTS);
+        let ahead_step = size_of_val(ahead).div_ceil(count * parts.max(1));
         for at in 0..count {
             // Tiles of equal height leave none too low to keep the multipliers busy.
             let (start, end) = match layout {
@@ -111,13 +131,22 @@ impl<T: Float> Job for Tiles<'_, T> {
                 let each = if layout == Layout::Rows { BLOCK } else { steps * T::slots::<S>() };
                 (left.as_ptr().add(start * each), sums.as_mut_ptr().add(start * pitch))
             };
-            let target =
-                target.as_ref().map(|Target { place, leave }| (place.row(start), place.pitch(), *leave));
-            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * steps.div_ceil(period) * ahead_step);
+            let target = target.as_ref().map(|Target { place, leave }| {
+                let (start, pitch) = (place.row(start), place.pitch());
+                let whole =
+                    S::LANES == FLOATS && start.addr().is_multiple_of(LINE) && pitch.is_multiple_of(FLOATS);
+                let way = match leave {
+                    Leave::Add => Way::Add,
+                    Leave::Store if whole => Way::Stream,
+                    Leave::Store => Way::Store,
+                };
+                (start, pitch, way)
+            });
+            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * parts * ahead_step);
             let tile =
                 Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead, ahead_step };
             // SAFETY: by the assertions, `end - start` rows of the left block, of the sums and of the target, and
-            // `steps` steps of the panel and `BEHIND` elements, lie in their places.
+            // `steps` steps of the panel and `BEHIND` elements, lie in their places. Only whole vectors are streamed.
             unsafe { of_height(s, end - start, layout, tile) };
         }
     }
@@ -167,7 +196,7 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
             }
         }
     }
-    if COLUMNS && let Some((start, pitch, _)) = tile.target {
+    if COLUMNS && let Some((start, pitch, Way::Store | Way::Add)) = tile.target {
         // The sums find their places in the cache when they are complete.
         for row in 0..M {
             for at in (0..S::COLS).step_by(FLOATS) {
@@ -180,44 +209,51 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
         (if COLUMNS { tile.steps * T::slots::<S>() * S::ROWS } else { M * BLOCK }, period::<S, T>());
     let mut steps = tile.steps;
     while steps > 0 {
-        let run = steps.min(period);
+        let mut run = steps.min(period);
         steps -= run;
         for row in 0..M {
             // The next tile's rows.
             s.near(left.wrapping_add(whole + row * if COLUMNS { FLOATS } else { BLOCK }).cast());
         }
-        for line in (0..tile.ahead_step).step_by(LINE) {
-            s.prefetch(ahead.wrapping_add(line));
-        }
-        ahead = ahead.wrapping_add(tile.ahead_step);
-        for _ in 0..run {
-            // SAFETY: the caller's promise.
-            unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };
-            left = left.wrapping_add(T::slots::<S>() * across);
-            panel = panel.wrapping_add(T::STEP * S::COLS);
-        }
-    }
-    if COLUMNS && let Some((start, pitch, leave)) = tile.target {
-        for (row, sums) in sums.iter().enumerate() {
-            for (half, sum) in sums.iter().enumerate() {
+        while run > 0 {
+            let part = run.min(period / PARTS);
+            run -= part;
+            for line in (0..tile.ahead_step).step_by(LINE) {
+                s.prefetch(ahead.wrapping_add(line));
+            }
+            ahead = ahead.wrapping_add(tile.ahead_step);
+            for _ in 0..part {
                 // SAFETY: the caller's promise.
-                unsafe {
-                    let at = start.add(row * pitch + half * S::LANES);
-                    match leave {
-                        Leave::Store => s.store(*sum, at),
-                        Leave::Add => s.store(s.add(s.load(at), *sum), at),
-                    }
-                }
+                unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };
+                left = left.wrapping_add(T::slots::<S>() * across);
+                panel = panel.wrapping_add(T::STEP * S::COLS);
             }
         }
-        return;
     }
-    for (row, sums) in sums.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = tile.sums.add(row * tile.pitch);
-            s.store(sums[0], at);
-            s.store(sums[1], at.add(S::LANES));
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.target {
+            Some((start, pitch, way)) if COLUMNS => match way {
+                Way::Store => each(&sums, start, pitch, |at, sum| s.store(sum, at)),
+                Way::Stream => each(&sums, start, pitch, |at, sum| s.stream(sum, at)),
+                Way::Add => each(&sums, start, pitch, |at, sum| s.store(s.add(s.load(at), sum), at)),
+            },
+            _ => each(&sums, tile.sums, tile.pitch, |at, sum| s.store(sum, at)),
         }
+    }
+}
+
+/// Gives each vector of a tile to `put` with its place. The loops must vanish, or the sums would live in memory all the while.
+#[inline(always)]
+fn each<V: Copy, const M: usize>(
+    sums: &[[V; 2]; M],
+    start: *mut f32,
+    pitch: usize,
+    put: impl Fn(*mut f32, V),
+) {
+    for (row, sums) in sums.iter().enumerate() {
+        let at = start.wrapping_add(row * pitch);
+        put(at, sums[0]);
+        put(at.wrapping_add(size_of::<V>() / size_of::<f32>()), sums[1]);
     }
 }

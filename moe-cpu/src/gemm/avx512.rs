@@ -47,6 +47,7 @@ unsafe fn round_bf16(value: __m512) -> __m512i {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const ROWS: usize = 12;
+    const PARTS: usize = 4;
     const DOT: bool = BF16;
     type V = __m512;
 

@@ -23,6 +23,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const COLS: usize = 2 * Self::LANES;
     /// Most rows of a tile, so that `2 * ROWS` sums and the operands of one step fit the registers.
     const ROWS: usize;
+    /// Parts of a cache line's worth of steps, in each of which a share of what lies ahead is asked for. A processor has few places
+    /// for lines on their way, and the wider the panels, the more lines a step is worth: many at once would hold up the loads.
+    const PARTS: usize = 1;
     /// Whether [`dot_bf16`](Simd::dot_bf16) multiplies bf16 pairs without widening them.
     const DOT: bool = false;
     /// Whether [`fma`](Simd::fma) rounds once.

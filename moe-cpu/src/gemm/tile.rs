@@ -95,10 +95,6 @@ fn period<S: Simd, T: Float>() -> usize {
     FLOATS / T::slots::<S>()
 }
 
-/// Parts of a period. What lies ahead is asked for in each of them: a processor has few places for lines that are on their way, and
-/// many requests at once would hold up the loads.
-const PARTS: usize = 4;
-
 impl<T: Float> Job for Tiles<'_, T> {
     type Output = ();
 
@@ -118,7 +114,7 @@ impl<T: Float> Job for Tiles<'_, T> {
         if let Some(Target { place, .. }) = &target {
             assert!(layout == Layout::Columns && place.rows() >= rows && place.columns() >= S::COLS);
         }
-        let parts = steps.div_ceil(period::<S, T>() / PARTS);
+        let parts = steps.div_ceil(period::<S, T>() / S::PARTS);
         let ahead_step = size_of_val(ahead).div_ceil(count * parts.max(1));
         for at in 0..count {
             // Tiles of equal height leave none too low to keep the multipliers busy.
@@ -216,7 +212,7 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
             s.near(left.wrapping_add(whole + row * if COLUMNS { FLOATS } else { BLOCK }).cast());
         }
         while run > 0 {
-            let part = run.min(period / PARTS);
+            let part = run.min(period / S::PARTS);
             run -= part;
             for line in (0..tile.ahead_step).step_by(LINE) {
                 s.prefetch(ahead.wrapping_add(line));
@@ -230,15 +226,23 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
             }
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe {
-        match tile.target {
-            Some((start, pitch, way)) if COLUMNS => match way {
+    if COLUMNS && let Some((start, pitch, way)) = tile.target {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match way {
                 Way::Store => each(&sums, start, pitch, |at, sum| s.store(sum, at)),
                 Way::Stream => each(&sums, start, pitch, |at, sum| s.stream(sum, at)),
                 Way::Add => each(&sums, start, pitch, |at, sum| s.store(s.add(s.load(at), sum), at)),
-            },
-            _ => each(&sums, tile.sums, tile.pitch, |at, sum| s.store(sum, at)),
+            }
+        }
+        return;
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = tile.sums.add(row * tile.pitch);
+            s.store(sums[0], at);
+            s.store(sums[1], at.add(S::LANES));
         }
     }
 }

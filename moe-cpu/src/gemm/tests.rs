@@ -122,17 +122,19 @@ fn f16_products_are_right_and_rows_are_independent() {
     check_all::<f16>();
 }
 
-/// The gradient of one group, `left^T * right` over `rows`, in a rectangle inside of a larger matrix that holds ones.
+/// The gradient of one group, `left^T * right` over `rows`, in a rectangle inside of a larger matrix that holds ones. Rows of the
+/// matrix start on cache lines, but for `astray`.
 fn gradient_of<T: Float>(
     outer: Outer<'_, T>,
     rows: core::ops::Range<usize>,
     [m, n]: [usize; 2],
     leave: Leave,
+    astray: bool,
 ) -> Vec<f32> {
-    let pitch = n + 16 - n % 16;
+    let pitch = n + 16 - n % 16 + usize::from(astray);
     let mut memory = vec![0xff; OuterSpace::bytes() + SLACK];
     let mut space = OuterSpace::new(&mut Scratch::new(&mut memory));
-    let mut lines = vec![[1.0_f32; 16]; (m + 1) * pitch / 16 + 4];
+    let mut lines = vec![[1.0_f32; 16]; (m + 1) * pitch / 16 + 5];
     let matrix = lines.as_flattened_mut();
     let start = matrix.as_ptr().align_offset(64);
     let shared = Shared::new(&mut matrix[start..]);
@@ -156,7 +158,7 @@ fn check_gradients<T: Float>() {
         let outer = Outer { unit, left: of(&left), right: of(&right), factors: None };
         for (rows, m, n) in [(5..5, 7, 33), (3..4, 1, 1), (0..31, 70, 64), (9..265, 12, 32), (1..600, 25, 70)]
         {
-            let got = gradient_of(outer, rows.clone(), [m, n], Leave::Store);
+            let got = gradient_of(outer, rows.clone(), [m, n], Leave::Store, false);
             for (at, got) in got.iter().enumerate() {
                 let at_of =
                     |values: &[T], row: usize, column: usize| f64::from(values[row * width + column].widen());
@@ -167,7 +169,9 @@ fn check_gradients<T: Float>() {
                 assert!(far <= 1e-6 * size, "{unit:?} {rows:?} {m} {n} [{at}]: {got}, wanted {want}");
             }
             let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
-            let added = gradient_of(outer, rows, [m, n], Leave::Add);
+            let astray = gradient_of(outer, rows.clone(), [m, n], Leave::Store, true);
+            assert_eq!(bits(&astray), bits(&got), "{unit:?}: the place changes the bits");
+            let added = gradient_of(outer, rows, [m, n], Leave::Add, false);
             let ones: Vec<f32> = got.iter().map(|sum| 1.0 + sum).collect();
             assert_eq!(bits(&added), bits(&ones), "{unit:?}: added sums have other bits");
         }

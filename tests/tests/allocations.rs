@@ -107,6 +107,12 @@ fn a_steady_step_allocates_nothing() {
     if let Some(device) = available("a_steady_step_allocates_nothing", "cuda", &opened) {
         allocates_nothing(device);
     }
+    #[cfg(feature = "opencl")]
+    {
+        let opened = moe_opencl::OpenCl::open_all();
+        let devices = available("a_steady_step_allocates_nothing", "opencl", &opened);
+        devices.into_iter().flatten().for_each(allocates_nothing);
+    }
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     drop(std::hint::black_box(Box::new(7)));
     assert!(ALLOCATIONS.load(Ordering::Relaxed) > before, "the count counts");

@@ -4,6 +4,8 @@ use crate::fixtures;
 use moe_cuda::Cuda;
 use moe_examples::device::{AnyDevice, DeviceName, DeviceTask};
 use moe_examples::verify::{Line, Outcome, Summary, verify};
+#[cfg(feature = "opencl")]
+use moe_opencl::OpenCl;
 use moe_tests::available;
 
 /// Files in tests/fixtures.
@@ -48,5 +50,14 @@ fn every_fixture_passes_on_the_gpu() {
     let opened = Cuda::new();
     if available("every_fixture_passes_on_the_gpu", "cuda", &opened).is_some() {
         all_pass(DeviceName::Cuda(0));
+    }
+}
+
+#[cfg(feature = "opencl")]
+#[test]
+fn every_fixture_passes_on_opencl() {
+    let listed = OpenCl::list();
+    for found in available("every_fixture_passes_on_opencl", "opencl", &listed).into_iter().flatten() {
+        all_pass(DeviceName::OpenCl(Some((found.platform, found.device))));
     }
 }

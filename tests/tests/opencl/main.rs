@@ -1,7 +1,8 @@
-//! OpenCL devices, all that the loader finds: the conformance suite, ways of the products, the router's division, streams.
+//! OpenCL devices, all that the loader finds: the conformance suite, ways of the products, the router's division, facts, streams.
 
 mod conformance;
 mod devices;
 mod division;
+mod facts;
 mod streams;
 mod ways;

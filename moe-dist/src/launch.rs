@@ -15,6 +15,8 @@
 
 use crate::key::Key;
 use moe_core::ConfigError;
+use std::net::TcpListener;
+use std::ops::Range;
 
 /// A process's part in a world.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub struct Launch {
     /// frames take TCP between ranks of one host too, where they would take Unix sockets
     pub tcp: bool,
 }
+
+/// Below what Linux, the BSDs and IANA give out.
+const PORTS: Range<u16> = 15_000..32_768;
 
 const LAUNCHERS: [[&str; 3]; 3] = [
     ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
@@ -98,19 +103,14 @@ impl Launch {
     /// # Errors
     /// [`ConfigError`] if there is no free port or no randomness.
     pub fn local(size: usize) -> Result<Vec<Self>, ConfigError> {
-        let free = || std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr();
-        let port = free().map_err(|error| ConfigError {
-            field: "port",
-            got: "any".into(),
-            wanted: format!("none is free on 127.0.0.1: {error}"),
-        })?;
+        let port = free_port()?;
         let run = Key::random()?.to_hex()[..16].into();
         let one = Self {
             rank: 0,
             size,
             local_rank: 0,
             address: "127.0.0.1".into(),
-            port: port.port(),
+            port,
             run,
             key: Some(Key::random()?),
             encrypt: false,
@@ -134,6 +134,22 @@ impl Launch {
         variables.extend(self.tcp.then(|| ("MOE_TCP", "1".into())));
         variables
     }
+}
+
+/// A port of the loopback that is free now. None of those that a system gives to connections and to listeners that ask for any, which could
+/// take it before rank 0 does.
+fn free_port() -> Result<u16, ConfigError> {
+    let none = |wanted| ConfigError { field: "port", got: format!("{PORTS:?}"), wanted };
+    let mut last = String::new();
+    for _ in 0..100 {
+        let any = getrandom::u32().map_err(|error| none(format!("the system has no randomness: {error}")))?;
+        let port = PORTS.start + (any % u32::from(PORTS.end - PORTS.start)) as u16;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(none(format!("none is free on 127.0.0.1: {last}")))
 }
 
 fn missing(field: &'static str, wanted: &str) -> ConfigError {

@@ -175,8 +175,8 @@ fn next(from: &mut TcpStream, buffer: &mut [u8], records: bool, gone: usize) -> 
     if !records {
         return from.read(buffer);
     }
-    if gone == 0 {
-        return from.read_exact(&mut buffer[..HANDSHAKE]).map(|()| HANDSHAKE);
+    if gone < HANDSHAKE {
+        return from.read(&mut buffer[..HANDSHAKE - gone]);
     }
     from.read_exact(&mut buffer[..2])?;
     let end = 2 + usize::from(u16::from_le_bytes([buffer[0], buffer[1]]));

@@ -39,13 +39,14 @@ fn torchrun_starts_the_ranks() {
     let Some(mut torchrun) = launcher("MOE_TORCHRUN", "torchrun", "--help") else { return };
     let folder = Folder::new("torchrun");
     torchrun.args([
-        "--nproc-per-node",
+        // All versions know these names with underscores.
+        "--nproc_per_node",
         "2",
-        "--master-addr",
+        "--master_addr",
         "127.0.0.1",
-        "--master-port",
+        "--master_port",
         &port(),
-        "--no-python",
+        "--no_python",
     ]);
     expect_ours(torchrun, &folder);
 }

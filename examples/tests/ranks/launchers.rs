@@ -47,6 +47,11 @@ fn torchrun_starts_the_ranks() {
         "--master_port",
         &port(),
         "--no_python",
+        // Standard error to a file and to here: PyTorch 1.13 cannot work out its own default under Python 3.11.
+        "--redirects",
+        "2",
+        "--tee",
+        "2",
     ]);
     expect_ours(torchrun, &folder);
 }

@@ -16,7 +16,10 @@
 #define OUT(type, name) global type *name, ulong name##_start
 #define OPEN(name) name += name##_start
 
+// A tool that interprets kernels may want functions to stay functions.
+#ifndef FN
 #define FN static inline __attribute__((always_inline))
+#endif
 
 // What STORAGE can be.
 #define F32 0

@@ -4,5 +4,6 @@ mod conformance;
 mod devices;
 mod division;
 mod facts;
+mod oclgrind;
 mod streams;
 mod ways;

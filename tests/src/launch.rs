@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::sample::{Role, Sample};
 use crate::values::Values;
-use crate::views::{Buffer, Views, on_device};
+use crate::views::{Buffer, GUARD, Views, on_device};
 use moe_core::ops::{PackDims, PackWeights, PackWeightsArgs};
 use moe_core::{Elem, Error, Kernel, Path, Scalar, run};
 use std::fmt;
@@ -18,6 +18,8 @@ pub struct Setup {
     pub front: usize,
     /// makes the view of one argument longer or shorter than it should be
     pub resized: Option<(&'static str, isize)>,
+    /// nothing behind the views, for tools that watch the ends of buffers
+    pub bare: bool,
 }
 
 /// What a launch left in its arguments.
@@ -38,7 +40,7 @@ impl Outputs {
     pub fn get<E: Elem>(&self, name: &str) -> Vec<E> {
         let at = self.args.iter().position(|(arg, _)| *arg == name);
         let at = at.unwrap_or_else(|| panic!("there is no argument `{name}`"));
-        let front = if self.args[at].1.len() > self.lens[at] + crate::views::GUARD { self.front } else { 0 };
+        let front = if self.args[at].1.len() > self.lens[at] + GUARD { self.front } else { 0 };
         self.args[at].1.get::<E>()[front..][..self.lens[at]].to_vec()
     }
 
@@ -82,6 +84,7 @@ where
 {
     let stream = device.stream().map_err(Error::Device)?;
     let mut buffers = Vec::new();
+    let back = if setup.bare { 0 } else { GUARD };
     for arg in &sample.args {
         let buffer = match arg.role {
             Role::Weight(dims) if setup.packed && device.packed_len::<T>(&dims) > 0 => {
@@ -90,7 +93,7 @@ where
             _ => {
                 let values = on_device::<D, T>(device, arg);
                 let front = if values.dtype() == u8::DTYPE { 0 } else { setup.front };
-                Buffer::upload(device, &stream, arg.name, &values, front).map_err(Error::Device)?
+                Buffer::upload(device, &stream, arg.name, &values, [front, back]).map_err(Error::Device)?
             }
         };
         buffers.push(buffer);
@@ -103,7 +106,7 @@ where
         }
     }
     buffers.extend(sample.flags.iter().map(|name| Buffer::flag(name)));
-    let mut scratch = scratch::<O, D>(device, &stream, &sample.dims)?;
+    let mut scratch = scratch::<O, D>(device, &stream, &sample.dims, back)?;
 
     let mut views = Views::new(&mut buffers);
     let args = O::args(&mut views);
@@ -145,9 +148,10 @@ fn scratch<O: Case, D: Kernel<O>>(
     device: &D,
     stream: &D::Stream,
     dims: &O::Dims,
+    back: usize,
 ) -> Result<Buffer, Error<D::Error>> {
     let poison = Values::poison(u8::DTYPE, Kernel::<O>::scratch(device, dims));
-    Buffer::upload(device, stream, "scratch", &poison, 0).map_err(Error::Device)
+    Buffer::upload(device, stream, "scratch", &poison, [0, back]).map_err(Error::Device)
 }
 
 /// Weights in the device's own layout.
@@ -160,9 +164,9 @@ fn pack<T: Scalar, D: Kernel<PackWeights<T>>>(
 ) -> Result<Buffer, Error<D::Error>> {
     let plain = Values::of(plain.to_vec());
     let poison = Values::poison(u8::DTYPE, device.packed_len::<T>(dims));
-    let plain = Buffer::upload(device, stream, "plain", &plain, 0).map_err(Error::Device)?;
-    let packed = Buffer::upload(device, stream, name, &poison, 0).map_err(Error::Device)?;
-    let mut scratch = scratch::<PackWeights<T>, D>(device, stream, dims)?;
+    let plain = Buffer::upload(device, stream, "plain", &plain, [0, GUARD]).map_err(Error::Device)?;
+    let packed = Buffer::upload(device, stream, name, &poison, [0, GUARD]).map_err(Error::Device)?;
+    let mut scratch = scratch::<PackWeights<T>, D>(device, stream, dims, GUARD)?;
     let mut buffers = [plain, packed];
     let mut views = Views::<D>::new(&mut buffers);
     let args = PackWeightsArgs { plain: views.read::<T>("plain"), packed: views.write(name) };

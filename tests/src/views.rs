@@ -25,13 +25,13 @@ pub(crate) struct Buffer {
 pub(crate) const GUARD: usize = 5;
 
 impl Buffer {
-    /// Copies an argument to the device, `front` elements behind the start of its memory.
+    /// Copies an argument to the device, with `front` elements before it and `back` behind it in its memory.
     pub(crate) fn upload<D: Device>(
         device: &D,
         stream: &D::Stream,
         name: &'static str,
         values: &Values,
-        front: usize,
+        [front, back]: [usize; 2],
     ) -> Result<Self, D::Error> {
         fn copy<D: Device, E: Elem>(
             device: &D,
@@ -42,7 +42,7 @@ impl Buffer {
             device.upload(stream, values, whole_mut::<D, E>(&mut memory))?;
             Ok(Box::new(memory))
         }
-        let uploaded = values.guarded(front, GUARD);
+        let uploaded = values.guarded(front, back);
         Ok(Self {
             name,
             memory: each!(&uploaded, v => copy(device, stream, v))?,

@@ -12,7 +12,6 @@
 #endif
 #define PANEL (2u * VEC)
 #define TILE_ROWS 96u
-#define TILE_COLUMNS 128u
 #define PART TILE_COLUMNS
 #define WAY __attribute__((reqd_work_group_size(1, 1, 1)))
 #define GROUP_ITEMS 1

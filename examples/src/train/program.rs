@@ -59,7 +59,7 @@ fn run_on(options: Options, world: World, local: usize) -> Result<()> {
     };
     let size = world.size();
     let links: BTreeSet<_> = (0..size).filter_map(|rank| Some(world.link(rank)?.to_string())).collect();
-    let degrees = options.layout.degrees(world.size());
+    let degrees = options.layout.degrees(size);
     let ranks = Arc::new(Ranks::new(world, degrees, options.layout.sequence_parallel)?);
     let device = match options.device {
         DeviceName::Cuda(first) => DeviceName::Cuda(first + local),
@@ -77,7 +77,7 @@ fn run_on(options: Options, world: World, local: usize) -> Result<()> {
     let log = Log::new(run.steps(), run.step_count(), place.ranks.is_first());
     if !links.is_empty() {
         let links = Vec::from_iter(links).join(" and ");
-        log.line(&format_args!("{} ranks, from here over {links}", size))?;
+        log.line(&format_args!("{size} ranks, from here over {links}"))?;
     }
     train(&mut run, &log, &options.out, options.save_every)?;
     log.finish();

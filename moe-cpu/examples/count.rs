@@ -19,7 +19,7 @@ macro_rules! counted {
         $(
             #[inline(never)]
             fn $function<T: Float>(case: &mut Case<T>) -> cases::Outcome<()> {
-                case.launch($name)
+                case.launch($name).map(|_| ())
             }
         )*
 
@@ -48,6 +48,11 @@ counted! {
     "combine_bwd" => counted_combine_bwd,
     "sum_squares" => counted_sum_squares,
     "adamw" => counted_adamw,
+    "pack_weights" => counted_pack_weights,
+    "gather" => counted_gather,
+    "merge" => counted_merge,
+    "bias_update" => counted_bias_update,
+    "decode" => counted_decode,
 }
 
 fn all<T: Float>(isa: Isa) -> Result<(), Box<dyn Error>> {

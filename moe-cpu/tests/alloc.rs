@@ -1,5 +1,9 @@
 //! A launch allocates nothing, on any thread, once the threads have met every op.
 
+#[path = "../benches/cases/mod.rs"]
+mod cases;
+
+use cases::{Case, OPS, Shape};
 use half::bf16;
 use moe_core::ops::{
     AdamW, AdamWArgs, AdamWDims, Aux, BiasUpdate, BiasUpdateArgs, BiasUpdateDims, Combine, CombineArgs,
@@ -227,12 +231,27 @@ impl<T: Float> Buffers<T> {
     }
 }
 
+/// Every op of a layer, once: on one rank, and with many.
+fn layer<T: Float>(case: &mut Case<T>) {
+    for op in OPS {
+        case.prepare(op);
+        case.launch(op).unwrap();
+    }
+}
+
 fn count<T: Float>(cpu: &Cpu) -> usize {
     let mut buffers = Buffers::<T>::new(cpu);
+    let mut case = Case::<T>::new(cpu, Shape::new([300, 72, 80, 8, 2])).unwrap();
     cpu.enter(|| {
-        (0..5).for_each(|_| buffers.pass(cpu));
+        let mut passes = |times: usize| {
+            for _ in 0..times {
+                buffers.pass(cpu);
+                layer(&mut case);
+            }
+        };
+        passes(5);
         let before = COUNT.load(Ordering::Relaxed);
-        (0..20).for_each(|_| buffers.pass(cpu));
+        passes(20);
         COUNT.load(Ordering::Relaxed) - before
     })
 }

@@ -14,6 +14,7 @@ impl<T: Float> Case<T> {
             "expert_down" | "expert_down_bwd" | "wgrad_down" => down,
             "route" => gate,
             "gate_bwd" => 2.0 * gate,
+            "decode" => gate + 3.0 * down,
             _ => 0.0,
         }
     }
@@ -43,6 +44,11 @@ impl<T: Float> Case<T> {
             "route_bwd" => 2 * logits + slots * 12,
             "gate_bwd" => logits + 2 * x + gate + experts * width * 4,
             "sum_squares" => all * 4,
+            "pack_weights" => 2 * all * t,
+            "gather" => x + y + slots * 4,
+            "merge" => slots * 4 + experts * 8,
+            "bias_update" => experts * 12,
+            "decode" => x + gate + 3 * w2 + x,
             "adamw" => all * (2 * t + 20 + if t < 4 { 8 } else { 0 }),
             _ => 0,
         };

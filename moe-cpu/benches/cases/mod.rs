@@ -1,7 +1,9 @@
 //! Every op of a layer on arguments as a runner has them, to be launched again and again.
 
+mod other;
+
 use moe_core::ops::*;
-use moe_core::{Accum, DType, Device, Error, Kernel, Op, Scalar, View, ViewMut, run};
+use moe_core::{Accum, DType, Device, Error, Kernel, Op, OpId, Scalar, View, ViewMut, run};
 use moe_cpu::{Buffer, Cpu, CpuError, Float};
 
 /// What a launch gives.
@@ -29,8 +31,8 @@ impl Shape {
     }
 }
 
-/// Names of all ops that [`Case::launch`] knows, in the order of a step.
-pub(crate) const OPS: [&str; 15] = [
+/// Names of all ops that [`Case::launch`] knows: those of a step in its order, then the others.
+pub(crate) const OPS: [&str; 20] = [
     "route",
     "route_stats",
     "sort",
@@ -46,7 +48,19 @@ pub(crate) const OPS: [&str; 15] = [
     "combine_bwd",
     "sum_squares",
     "adamw",
+    "pack_weights",
+    "gather",
+    "merge",
+    "bias_update",
+    "decode",
 ];
+
+fn go<O: Op>(cpu: &Cpu, dims: &O::Dims, args: O::Args<'_, Cpu>, scratch: &mut [u8]) -> Outcome<OpId>
+where
+    Cpu: Kernel<O>,
+{
+    run::<O, Cpu>(cpu, &(), dims, args, ViewMut::of(scratch)).map(|_| O::ID)
+}
 
 /// Values in -1 to 1 without a pattern.
 pub(crate) fn noise<T: Scalar>(seed: u64, scale: f64, into: &mut [T]) {
@@ -87,6 +101,8 @@ pub(crate) struct Case<T> {
     slot_of_row: Buffer<u32>,
     pub(crate) offsets: Buffer<u32>,
     counts: Buffer<u32>,
+    merged: [Buffer<u32>; 2],
+    bias: Buffer<f32>,
     sums: Buffer<f32>,
     dgate: Buffer<f32>,
     dw: Buffer<f32>,
@@ -144,6 +160,8 @@ impl<T: Float> Case<T> {
             slot_of_row: ids(slots)?,
             offsets: ids(experts + 1)?,
             counts: ids(experts)?,
+            merged: [ids(experts + 1)?, ids(slots)?],
+            bias: words(experts)?,
             sums: words(experts)?,
             dgate: words(experts * width)?,
             dw: words(up)?,
@@ -211,6 +229,8 @@ impl<T: Float> Case<T> {
                 &GateBwdDims { tokens, width, experts, jitter: None, accumulate: false },
             ),
             Kernel::<SumSquares<T>>::scratch(cpu, &SumSquaresDims { len, accumulate: false }),
+            Kernel::<Merge>::scratch(cpu, &Self::merge(shape)),
+            Kernel::<Decode<T>>::scratch(cpu, &Self::decode(shape)),
         ]
         .into_iter()
         .max()
@@ -230,14 +250,8 @@ impl<T: Float> Case<T> {
         }
     }
 
-    /// Launches the op of this name.
-    pub(crate) fn launch(&mut self, op: &str) -> Outcome<()> {
-        fn go<O: Op>(cpu: &Cpu, dims: &O::Dims, args: O::Args<'_, Cpu>, scratch: &mut [u8]) -> Outcome<()>
-        where
-            Cpu: Kernel<O>,
-        {
-            run::<O, Cpu>(cpu, &(), dims, args, ViewMut::of(scratch)).map(|_| ())
-        }
+    /// Launches the op of this name, and says which it is.
+    pub(crate) fn launch(&mut self, op: &str) -> Outcome<OpId> {
         let Shape { tokens, width, hidden, experts, top_k } = self.shape;
         let (product, shape, slots) = (Self::product(self.shape), self.shape, self.shape.slots());
         let rule = RouteRule::default();
@@ -422,7 +436,7 @@ impl<T: Float> Case<T> {
                 };
                 go::<AdamW<T>>(cpu, &AdamWDims { len: self.dw.len() }, args, scratch)
             }
-            other => panic!("no op is called {other}"),
+            other => self.launch_other(other),
         }
     }
 }

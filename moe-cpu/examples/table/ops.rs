@@ -25,7 +25,7 @@ pub(crate) fn measure<T: Float>(
                 case.borrow_mut().prepare(op);
                 cpu.peak_flops::<T>(3)
             };
-            turns(budget, cpu.threads(), limit, || case.borrow_mut().launch(op))
+            turns(budget, cpu.threads(), limit, || case.borrow_mut().launch(op).map(|_| ()))
         })?;
         let (compute, memory) = (work / times.limit(), traffic / read);
         let floor = compute.max(memory);

@@ -4,6 +4,7 @@ mod adamw;
 mod combine;
 mod gate_bwd;
 mod gather;
+mod measured;
 mod merge;
 mod misuse;
 mod route;

@@ -1,4 +1,5 @@
-//! Training on an OpenCL device is training on the processor: the losses of the first steps agree.
+//! Training on an OpenCL device is training on the processor: the losses of the first steps agree. Without a driver the programs say
+//! what to install.
 
 use moe_examples::device::DeviceName;
 use moe_examples::ranks::Ranks;
@@ -7,6 +8,7 @@ use moe_examples::train::options::Settings;
 use moe_examples::train::run::{Place, Run};
 use moe_opencl::OpenCl;
 use moe_tests::available;
+use std::process::Command;
 use std::sync::Arc;
 
 const STEPS: u64 = 50;
@@ -30,4 +32,24 @@ fn losses_on_opencl_are_those_of_the_processor() {
     assert!(cpu[STEPS as usize - 1] < 0.8 * cpu[0], "nothing was learned: {cpu:?}");
     let apart = cpu.iter().zip(&opencl).map(|(cpu, opencl)| (cpu - opencl).abs() / cpu).fold(0.0, f64::max);
     assert!(apart < 1e-4, "losses are {apart:.1e} apart: {cpu:?}, {opencl:?}");
+}
+
+#[test]
+fn without_a_driver_the_programs_say_what_to_install() {
+    // Where the loader looks for drivers.
+    let none = std::env::temp_dir().join(format!("moe-examples-no-driver-{}", std::process::id()));
+    std::fs::create_dir_all(&none).expect("a temporary folder");
+    let run = |program: &str, args: &[&str]| {
+        let output =
+            Command::new(program).args(args).env("OCL_ICD_VENDORS", &none).output().expect("it starts");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (listed, list) = run(env!("CARGO_BIN_EXE_devices"), &[]);
+    let (trained, error) = run(env!("CARGO_BIN_EXE_train"), &["--device", "opencl"]);
+    assert!(listed && !trained, "{list}{error}");
+    for text in [list, error] {
+        assert!(text.contains("no OpenCL platform found: install"), "{text}");
+    }
+    std::fs::remove_dir_all(none).expect("it was made");
 }

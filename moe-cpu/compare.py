@@ -12,7 +12,8 @@ rate over that of the multipliers, which `table` measures beside every pass. For
 time over that of reading the weights of the experts they touch.
 
 PyTorch has two layers: `torch._grouped_mm` between a gather and a sum by index, and the loop over experts with `index_add`
-that transformers runs. ggml, if there is one, runs what llama.cpp does, forward only: `compare_ggml.py`. A variant that this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
+that transformers runs. Packing, which happens once after weights have changed, is in none of these figures; a second table has it, and whole steps with
+AdamW and packing, for moe alone. ggml, if there is one, runs what llama.cpp does, forward only: `compare_ggml.py`. A variant that this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
 """
 
 import argparse
@@ -43,6 +44,7 @@ FEW = 16
 DTYPES = ("f32", "bf16")
 BEGIN, END = "<!-- compare.py: begin -->", "<!-- compare.py: end -->"
 PASS = re.compile(r"^\S+ \S+ (fwd|fwdbwd): [\d.]+ GFLOP/s; share of (\d+):.*; middle ([\d.]+) ms")
+STEP = re.compile(r"^\S+ \S+ (fwdbwd|packing|step): .*?([\d.]+) ms[ ,]")
 DECODE = re.compile(r"^\S+ \S+ fwd: .* floor of ([\d.]+) MB at ([\d.]+) GB/s:.*; middle ([\d.]+) ms")
 
 
@@ -121,7 +123,7 @@ class Tensors:
 
 
 def check(ggml):
-    """An error if the layers differ."""
+    """Ends the program if the layers differ: their times would say nothing."""
     tensors = Tensors((64, 32, 48, 4, 2), "f32")
     if ggml is not None:
         layer = Layer(ggml, tensors.x, *tensors.weights, tensors.top_k)
@@ -129,11 +131,11 @@ def check(ggml):
         want = tensors.run(loop, "fwd")
         far = ((layer.result() - want).norm() / want.norm()).item()
         if not far < 1e-4:
-            raise ValueError(f"ggml differs by {far:.2g}")
+            sys.exit(f"ggml differs by {far:.2g}")
     for a, b in zip(tensors.run(grouped, "fwdbwd"), tensors.run(loop, "fwdbwd")):
         far = ((a - b).norm() / b.norm()).item()
         if not far < 1e-4:
-            raise ValueError(f"the layers differ by {far:.2g}")
+            sys.exit(f"the layers differ by {far:.2g}")
 
 
 # Measuring
@@ -154,12 +156,25 @@ def timed(work, seconds):
     return 1e3 * statistics.median(times)
 
 
+def measured(args, shape, dtype, passes):
+    """The lines of `table`."""
+    command = [args.table, "--threads", args.threads, "--seconds", args.seconds, "--shapes", shape]
+    command += ["--types", dtype, "--passes", passes]
+    lines = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
+    return lines.splitlines()
+
+
+def step(args, shape, dtype):
+    """Milliseconds of forward and backward, of packing, and of a step that has these and AdamW."""
+    found = filter(None, map(STEP.match, measured(args, shape, dtype, "fwdbwd,step")))
+    times = {each[1]: float(each[2]) for each in found}
+    return [times[name] for name in ("fwdbwd", "packing", "step")]
+
+
 def ours(args, shape, dtype, name):
     """Milliseconds, and the limit: operations a millisecond, or for few tokens the floor in milliseconds."""
-    command = [args.table, "--threads", args.threads, "--seconds", args.seconds, "--shapes", shape]
-    command += ["--types", dtype, "--passes", name]
-    lines = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
-    for line in lines.splitlines():
+    lines = measured(args, shape, dtype, name)
+    for line in lines:
         if found := DECODE.match(line):
             megabytes, rate, middle = map(float, found.groups())
             return middle, megabytes / rate
@@ -222,6 +237,12 @@ def table(rows):
     return "\n".join(lines)
 
 
+def steps(rows):
+    lines = ["| shape, type | forward and backward | packing | step with AdamW and packing |", "| --- | --- | --- | --- |"]
+    lines += [f"| {title} | " + " | ".join(f"{ms:.2f} ms" for ms in times) + " |" for title, times in rows]
+    return "\n".join(lines)
+
+
 def picture(rows):
     """Bars of milliseconds, each group relative to its slowest."""
     colours = ["#2b6cb0", "#dd8452", "#8c8c8c", "#55a868"]
@@ -270,7 +291,13 @@ def main():
                 if values is not None:
                     rows.append(((shape, dtype, name), values))
                     say(f"{shape} {dtype} {name}: {values}")
-    text = table(rows)
+    whole = []
+    for shape in args.shapes.split(","):
+        for dtype in args.types.split(",") if SHAPES[shape][0] > FEW else ():
+            times = attempt(f"{shape} {dtype} step", lambda: step(args, shape, dtype))
+            if times is not None:
+                whole.append((f"{shape} {dtype}", times))
+    text = "\n\n".join([table(rows), "![Times, each group relative to its slowest](cpu.svg)"] + ([steps(whole)] if whole else []))
     print(text)
     if args.write:
         page = ROOT / "docs/performance.md"

@@ -50,7 +50,8 @@ pub(crate) fn turns<E>(
     Ok(Turns { turns, threads: threads as f64 })
 }
 
-fn middle(mut values: Vec<f64>) -> f64 {
+/// The middle one of some values.
+pub(crate) fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

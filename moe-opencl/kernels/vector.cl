@@ -1,6 +1,7 @@
 // Products for processors: one work-item per group, with wide vectors. Both operands of a tile are turned into f32 panels in
 // local memory, which is cache there, a piece of the depth at a time; BLOCK_ROWS x 2 vectors of sums stay in registers
-// while the piece goes by.
+// while the piece goes by. Pieces of lines lie far apart, where no processor looks by itself, so the next ones are asked for
+// while those here are multiplied.
 
 // With VEC floats in a register, the block of sums that their number leaves room for.
 #if VEC == 16
@@ -11,13 +12,15 @@
 #define BLOCK_ROWS 4
 #endif
 #define PANEL (2u * VEC)
-#define TILE_ROWS 96u
+// A multiple of every BLOCK_ROWS.
+#define TILE_ROWS 144u
 #define PART TILE_COLUMNS
 #define WAY __attribute__((reqd_work_group_size(1, 1, 1)))
 #define GROUP_ITEMS 1
 // Steps of depth in local memory at a time.
 #define DEPTH 128u
-#define BLOCK_FLOATS (VEC * DEPTH)
+// A line's last vector may reach beyond its block, by less than a vector.
+#define BLOCK_FLOATS (BLOCK_ROWS * DEPTH + VEC)
 #define PANEL_FLOATS (PANEL * DEPTH)
 #define LEFT_FLOATS (TILE_ROWS / BLOCK_ROWS * BLOCK_FLOATS)
 #define RIGHT_FLOATS (TILE_COLUMNS * DEPTH)
@@ -32,12 +35,13 @@ FN void rows_along(const Context *c, local float *to, uint rows, uint from, uint
     }
 }
 
-// Lines across the depth: step k of a block from k * VEC on.
+// Lines across the depth: step k of a block from k * BLOCK_ROWS on. What a vector holds beyond it falls on the next step, which
+// is yet to be written.
 FN void rows_across(const Context *c, local float *to, uint rows, uint from, uint steps) {
     for (uint k = 0; k < steps; k++) {
         global const T *line = left_line(c, from + k);
         for (uint i = 0; i < rows; i += BLOCK_ROWS) {
-            STORE(load_some(line + i, line ? rows - i : 0), to + i / BLOCK_ROWS * BLOCK_FLOATS + k * VEC);
+            STORE(load_some(line + i, line ? rows - i : 0), to + i / BLOCK_ROWS * BLOCK_FLOATS + k * BLOCK_ROWS);
         }
     }
 }
@@ -90,23 +94,25 @@ FN void columns_across(const Context *c, local float *to, uint columns, uint fro
     }
 }
 
-// sums (BLOCK_ROWS lines of a tile) += a block of rows * a panel. Row i at step k is left[i * row + k * step].
-FN void multiply(local float *sums, local const float *left, local const float *right, uint row, uint step, uint steps,
-                 bool begin) {
+// sums (BLOCK_ROWS lines of a tile) += a block of rows * a panel.
+FN void multiply(local float *sums, local const float *left, local const float *right, bool along, uint steps, bool begin) {
     FV held[BLOCK_ROWS][2];
 #pragma unroll
     for (uint i = 0; i < BLOCK_ROWS; i++) {
         held[i][0] = begin ? (FV)(0.0f) : LOAD(sums + i * TILE_COLUMNS);
         held[i][1] = begin ? (FV)(0.0f) : LOAD(sums + i * TILE_COLUMNS + VEC);
     }
+    // Pointers that go along leave constants for the rest of an address; an index that may wrap around would not.
     for (uint k = 0; k < steps; k++) {
-        FV low = LOAD(right + k * PANEL), high = LOAD(right + k * PANEL + VEC);
+        FV low = LOAD(right), high = LOAD(right + VEC);
 #pragma unroll
         for (uint i = 0; i < BLOCK_ROWS; i++) {
-            FV factor = (FV)(left[i * row + k * step]);
+            FV factor = (FV)(along ? left[i * DEPTH] : left[i]);
             held[i][0] = fma(factor, low, held[i][0]);
             held[i][1] = fma(factor, high, held[i][1]);
         }
+        left += along ? 1 : BLOCK_ROWS;
+        right += PANEL;
     }
 #pragma unroll
     for (uint i = 0; i < BLOCK_ROWS; i++) {
@@ -115,19 +121,46 @@ FN void multiply(local float *sums, local const float *left, local const float *
     }
 }
 
+// Brings a cache line near. OpenCL's own `prefetch` does nothing in PoCL, and is a call in Intel's runtime.
+#define NEAR(at)
+#define CACHE_LINE 64u
+#ifdef __has_builtin
+#if __has_builtin(__builtin_prefetch)
+#undef NEAR
+#define NEAR(at) __builtin_prefetch((const void *)(ulong)(at))
+#endif
+#endif
+
+// Asks for line number i of an operand's piece: as many lines of `steps` elements as there are rows or columns, or the other way.
+FN void ask(const Context *c, bool left, bool along, uint i, uint count, uint from, uint steps) {
+    if (i >= (along ? count : steps)) return;
+    uint number = along ? i : from + i, elements = along ? steps : count;
+    global const T *line = left ? left_line(c, number) : right_line(c, number);
+    if (!line) return;
+    if (along) line += from;
+    for (uint at = 0; at < elements; at += CACHE_LINE / sizeof(T)) NEAR(line + at);
+}
+
 FN void product(const Context *c, uint rows, uint columns, uint depth, bool left_along, bool right_along, local float *shared) {
     local float *left = shared, *right = left + LEFT_FLOATS, *sums = right + RIGHT_FLOATS;
     uint from = 0;
     do {
-        uint steps = min(depth - from, DEPTH);
+        uint steps = min(depth - from, DEPTH), next = min(depth - from - steps, DEPTH);
         if (left_along) rows_along(c, left, rows, from, steps);
         else rows_across(c, left, rows, from, steps);
         if (right_along) columns_along(c, right, columns, from, steps);
         else columns_across(c, right, columns, from, steps);
+        // Lines to ask for, if there is a next piece, and how many of them before each block.
+        uint lines = next ? max(next, max(rows, columns)) : 0, asked = 0;
+        uint blocks = ((columns - 1) / PANEL + 1) * ((rows - 1) / BLOCK_ROWS + 1), some = (lines + blocks - 1) / blocks;
         for (uint n = 0; n < columns; n += PANEL) {
             for (uint m = 0; m < rows; m += BLOCK_ROWS) {
+                for (uint end = min(asked + some, lines); asked < end; asked++) {
+                    ask(c, true, left_along, asked, rows, from + steps, next);
+                    ask(c, false, right_along, asked, columns, from + steps, next);
+                }
                 multiply(sums + m * TILE_COLUMNS + n, left + m / BLOCK_ROWS * BLOCK_FLOATS, right + n / PANEL * PANEL_FLOATS,
-                         left_along ? DEPTH : 1, left_along ? 1 : VEC, steps, from == 0);
+                         left_along, steps, from == 0);
             }
         }
         from += steps;

@@ -40,6 +40,9 @@ pub enum Way {
 /// Rows and columns of subgroups in a group.
 const GROUP: [usize; 2] = [4, 4];
 const EMULATED_GROUP: [usize; 2] = [2, 2];
+/// `TILE_ROWS` and `DEPTH` of `kernels/vector.cl`.
+const VECTOR_ROWS: usize = 144;
+const VECTOR_DEPTH: usize = 128;
 
 impl Way {
     /// What a device can do, the fastest first.
@@ -163,7 +166,7 @@ impl Way {
     /// Rows of a tile: `TILE_ROWS`.
     pub(crate) fn tile_rows(self) -> usize {
         match self {
-            Self::Vector { .. } => 96,
+            Self::Vector { .. } => VECTOR_ROWS,
             Self::Local { tile } => tile,
             Self::Subgroup { .. } => self.group()[0] * 16,
             Self::Matrix { .. } => self.group()[0] * 32,
@@ -191,15 +194,13 @@ impl Way {
     fn local(self) -> usize {
         4 * match self {
             Self::Vector { lanes, columns } => {
-                let blocks = 96
-                    / if lanes == 16 {
-                        12
-                    } else if lanes == 8 {
-                        6
-                    } else {
-                        4
-                    };
-                blocks * lanes * 128 + columns * (128 + 96)
+                let block_rows = match lanes {
+                    16 => 12,
+                    8 => 6,
+                    _ => 4,
+                };
+                let blocks = VECTOR_ROWS / block_rows;
+                blocks * (block_rows * VECTOR_DEPTH + lanes) + columns * (VECTOR_DEPTH + VECTOR_ROWS)
             }
             Self::Local { tile } => 4 * 16 * (tile + 4),
             Self::Subgroup { .. } | Self::Matrix { .. } => 1,

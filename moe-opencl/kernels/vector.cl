@@ -121,15 +121,19 @@ FN void multiply(local float *sums, local const float *left, local const float *
     }
 }
 
-// Brings a cache line near. OpenCL's own `prefetch` does nothing in PoCL, and is a call in Intel's runtime.
-#define NEAR(at)
-#define CACHE_LINE 64u
+// Brings a cache line near. OpenCL's own `prefetch` does nothing in PoCL, and is a call in Intel's runtime. A tool that interprets
+// kernels may know neither.
+#ifndef NEAR
 #ifdef __has_builtin
 #if __has_builtin(__builtin_prefetch)
-#undef NEAR
 #define NEAR(at) __builtin_prefetch((const void *)(ulong)(at))
 #endif
 #endif
+#endif
+#ifndef NEAR
+#define NEAR(at)
+#endif
+#define CACHE_LINE 64u
 
 // Asks for line number i of an operand's piece: as many lines of `steps` elements as there are rows or columns, or the other way.
 FN void ask(const Context *c, bool left, bool along, uint i, uint count, uint from, uint steps) {

@@ -12,8 +12,10 @@ rate over that of the multipliers, which `table` measures beside every pass. For
 time over that of reading the weights of the experts they touch.
 
 PyTorch has two layers: `torch._grouped_mm` between a gather and a sum by index, and the loop over experts with `index_add`
-that transformers runs. Packing, which happens once after weights have changed, is in none of these figures; a second table has it, and whole steps with
-AdamW and packing, for moe alone. ggml, if there is one, runs what llama.cpp does, forward only: `compare_ggml.py`. A variant that this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
+that transformers runs, each expert's weights a tensor. A peer that takes more than ten times as long as moe is measured once.
+Packing, which happens once after weights have changed, is in none of these figures; a second table has it, and whole steps with
+AdamW and packing, for moe alone. ggml, if there is one, runs what llama.cpp does, forward only: `compare_ggml.py`. A variant that
+this PyTorch lacks is left out, and said so. Without PyTorch only moe is measured.
 """
 
 import argparse
@@ -41,6 +43,7 @@ SHAPES = {
     "D8": (8, 2048, 768, 128, 8),
 }
 FEW = 16
+SLOW = 10
 DTYPES = ("f32", "bf16")
 BEGIN, END = "<!-- compare.py: begin -->", "<!-- compare.py: end -->"
 PASS = re.compile(r"^\S+ \S+ (fwd|fwdbwd): [\d.]+ GFLOP/s; share of (\d+):.*; middle ([\d.]+) ms")
@@ -85,10 +88,12 @@ def grouped(x, gate, w13, w2, top_k):
 def loop(x, gate, w13, w2, top_k):
     weights, ids = routed(x, gate, top_k)
     out = torch.zeros_like(x)
+    # The gradient of `w13[e]` would be as large as that of all experts.
+    ups_of, downs_of = w13.unbind(), w2.unbind()
     for e in torch.unique(ids).tolist():
         token, k = (ids == e).nonzero(as_tuple=True)
-        gates, ups = (x[token] @ w13[e].t()).chunk(2, -1)
-        y = (torch.nn.functional.silu(gates) * ups) @ w2[e].t()
+        gates, ups = (x[token] @ ups_of[e].t()).chunk(2, -1)
+        y = (torch.nn.functional.silu(gates) * ups) @ downs_of[e].t()
         out = out.index_add(0, token, y * weights[token, k, None].to(y.dtype))
     return out
 
@@ -141,24 +146,20 @@ def check(ggml):
 # Measuring
 
 
-def timed(work, seconds):
-    """Middle of the times, in milliseconds. What takes ten times as long as it should is measured once."""
-    begin, times = time.monotonic(), []
+def timed(work, seconds, slow):
+    """Middle of the times after a warm-up, in milliseconds: of `seconds`, and of three at least unless all are above `slow`."""
     work()
-    first = time.monotonic() - begin
-    if first > 10 * seconds:
-        return 1e3 * first
-    begin = time.monotonic()
-    while len(times) < 3 or time.monotonic() - begin < seconds:
+    begin, times = time.monotonic(), []
+    while time.monotonic() - begin < seconds or (len(times) < 3 and min(times) <= slow):
         start = time.monotonic()
         work()
-        times.append(time.monotonic() - start)
-    return 1e3 * statistics.median(times)
+        times.append(1e3 * (time.monotonic() - start))
+    return statistics.median(times)
 
 
 def measured(args, shape, dtype, passes):
     """The lines of `table`."""
-    command = [args.table, "--threads", args.threads, "--seconds", args.seconds, "--shapes", shape]
+    command = [args.table.resolve(), "--threads", args.threads, "--seconds", args.seconds, "--shapes", shape]
     command += ["--types", dtype, "--passes", passes]
     lines = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
     return lines.splitlines()
@@ -184,30 +185,32 @@ def ours(args, shape, dtype, name):
 
 
 def peers(args, shape, dtype, name):
-    """Ready-made measurements of the other libraries, by name."""
+    """What the other libraries run, by name."""
     found = {}
     if torch is not None:
         tensors = Tensors(SHAPES[shape], dtype)
         if args.ggml and name == "fwd":
-            layer = attempt("ggml", lambda: Layer(args.libraries, tensors.x, *tensors.weights, tensors.top_k))
-            if layer and attempt("ggml", lambda: layer.run() or True):
-                found["ggml `mul_mat_id`"] = lambda: timed(layer.run, args.seconds)
+            if layer := attempt("ggml", lambda: Layer(args.libraries, tensors.x, *tensors.weights, tensors.top_k)):
+                found["ggml `mul_mat_id`"] = layer.run
         for title, function in VARIANTS.items():
-            if attempt(title, lambda: tensors.run(function, name)) is not None:
-                found[title] = lambda function=function: timed(lambda: tensors.run(function, name), args.seconds)
+            found[title] = lambda function=function: tensors.run(function, name)
     return found
 
 
 def row(args, shape, dtype, name):
     """Shape, type and pass, then for each library its milliseconds and its share or multiple."""
     others = peers(args, shape, dtype, name)
-    times, limits = {"moe": []} | {title: [] for title in others}, []
+    times, limits = {"moe": []}, []
     for _ in range(args.rounds):
         middle, limit = ours(args, shape, dtype, name)
         times["moe"].append(middle)
         limits.append(limit)
-        for title, measure in others.items():
-            times[title].append(measure())
+        for title, work in list(others.items()):
+            peer = attempt(title, lambda: timed(work, args.seconds, SLOW * middle))
+            if peer is not None:
+                times.setdefault(title, []).append(peer)
+            if peer is None or peer > SLOW * middle:
+                del others[title]
     tokens, width, hidden, _, top_k = SHAPES[shape]
     limit = statistics.median(limits)
     work = (6 if name == "fwd" else 18) * tokens * top_k * width * hidden

@@ -2,7 +2,7 @@
 
 use crate::device::Cpu;
 use crate::error::CpuError;
-use crate::gemm::{Float, Job, Simd, share};
+use crate::gemm::{Block, Float, Held, Job, Simd, TILE, share};
 use crate::memory::Buffer;
 use moe_core::{DType, Device};
 use std::hint::black_box;
@@ -27,6 +27,9 @@ impl Job for Products {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f64 {
+        if S::MATRIX && self.pairs {
+            return in_tiles(s);
+        }
         let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
         let mut sums = [s.splat(0.0); SUMS];
         let pairs = self.pairs && S::DOT;
@@ -42,6 +45,33 @@ impl Job for Products {
         black_box(lanes);
         (STEPS * SUMS * S::LANES * if pairs { 4 } else { 2 }) as f64
     }
+}
+
+/// Operations done in tiles, both operands from the first-level cache.
+#[inline(always)]
+fn in_tiles<S: Simd>(s: S) -> f64 {
+    const DEPTH: usize = 4;
+    const ROUNDS: usize = STEPS / 32;
+    let left = [0.0_f32; 2 * TILE * DEPTH * TILE];
+    let panel = [0.0_f32; DEPTH * TILE * 32];
+    let mut sums = [0.0_f32; 2 * TILE * 32];
+    for _ in 0..ROUNDS {
+        let block = Block {
+            left: black_box(&left).as_ptr(),
+            left_pitch: DEPTH * TILE,
+            panel: black_box(&panel).as_ptr(),
+            depth: DEPTH,
+            sums: sums.as_mut_ptr(),
+            pitch: S::COLS,
+            first: true,
+            ahead: left.as_ptr().cast(),
+            ahead_step: 0,
+        };
+        // SAFETY: panels are at most 32 columns wide, and all lies in the arrays; the caller holds the unit.
+        unsafe { s.matrix::<2>(block) };
+        black_box(&sums);
+    }
+    (ROUNDS * 2 * TILE * S::COLS * DEPTH * TILE * 4) as f64
 }
 
 /// Reads memory and does as little as possible with it.
@@ -75,6 +105,7 @@ impl Cpu {
     pub fn peak_flops<T: Float>(&self, rounds: usize) -> f64 {
         let (unit, pairs) = (self.unit(), T::DTYPE == DType::Bf16);
         let rates = self.pool().broadcast(|_| {
+            let _held = Held::new(unit);
             (0..rounds.max(1)).fold(0.0_f64, |fastest, _| {
                 let start = Instant::now();
                 let work = unit.run(Products { pairs });

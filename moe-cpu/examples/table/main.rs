@@ -74,6 +74,7 @@ impl Options {
                 "--op" => options.op = Some(value),
                 "--isa" => {
                     options.isa = match value.as_str() {
+                        "amx" => Isa::Amx,
                         "avx512bf16" => Isa::Avx512 { bf16: true },
                         "avx512" => Isa::Avx512 { bf16: false },
                         "avx2" => Isa::Avx2Fma,

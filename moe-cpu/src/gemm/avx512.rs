@@ -1,16 +1,18 @@
-//! The 512-bit unit of x86-64: AVX-512 F, BW, DQ and VL, with products of bf16 pairs where the processor has them.
+//! The 512-bit unit of x86-64: AVX-512 F, BW, DQ and VL, with products of bf16 pairs where the processor has them, in vectors or in
+//! AMX tiles.
 
-use super::simd::Simd;
+use super::amx;
+use super::simd::{Block, Simd};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL, and with `BF16` AVX512-BF16 too.
+/// Proof that the processor has AVX-512 F, BW, DQ and VL, with `BF16` AVX512-BF16 too, and with `AMX` tiles of bf16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const BF16: bool, const AMX: bool>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
     /// # Safety
-    /// The processor has AVX-512 F, BW, DQ and VL, and if `BF16` is set AVX512-BF16.
+    /// The processor has AVX-512 F, BW, DQ and VL; if `BF16` is set AVX512-BF16; if `AMX` is set what [`amx::present`] looks for.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
@@ -44,11 +46,12 @@ unsafe fn round_bf16(value: __m512) -> __m512i {
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const LANES: usize = 16;
     const ROWS: usize = 12;
     const PARTS: usize = 4;
     const DOT: bool = BF16;
+    const MATRIX: bool = AMX;
     type V = __m512;
 
     operations! {
@@ -132,6 +135,27 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let (a, b) =
                 (core::mem::transmute::<__m512, __m512bh>(a), core::mem::transmute::<__m512, __m512bh>(b));
             _mm512_dpbf16_ps(sum, a, b)
+        }
+    }
+    #[inline(always)]
+    fn hold(self) {
+        if AMX {
+            // SAFETY: `self` proves that the processor has the unit.
+            unsafe { amx::hold() };
+        }
+    }
+    #[inline(always)]
+    fn release(self) {
+        if AMX {
+            // SAFETY: as above.
+            unsafe { amx::release() };
+        }
+    }
+    #[inline(always)]
+    unsafe fn matrix<const TALL: usize>(self, block: Block) {
+        if AMX {
+            // SAFETY: the caller's promise.
+            unsafe { amx::matrix::<TALL>(block) };
         }
     }
     #[inline(always)]

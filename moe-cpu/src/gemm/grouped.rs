@@ -76,10 +76,12 @@ fn even(columns: usize, parts: usize) -> usize {
 pub(crate) fn path<T: Float>(unit: Unit, weights: &Weights<'_, T>) -> Path {
     let packed = matches!(weights, Weights::Packed(_));
     Path(match (unit.isa(), packed) {
+        (Isa::Amx, true) if T::STEP == 2 => "packed amx",
+        (Isa::Amx, false) if T::STEP == 2 => "plain amx",
         (Isa::Avx512 { bf16: true }, true) if T::STEP == 2 => "packed avx512bf16",
         (Isa::Avx512 { bf16: true }, false) if T::STEP == 2 => "plain avx512bf16",
-        (Isa::Avx512 { .. }, true) => "packed avx512",
-        (Isa::Avx512 { .. }, false) => "plain avx512",
+        (Isa::Amx | Isa::Avx512 { .. }, true) => "packed avx512",
+        (Isa::Amx | Isa::Avx512 { .. }, false) => "plain avx512",
         (Isa::Avx2Fma, true) => "packed avx2",
         (Isa::Avx2Fma, false) => "plain avx2",
         (Isa::Portable, true) => "packed portable",
@@ -87,10 +89,12 @@ pub(crate) fn path<T: Float>(unit: Unit, weights: &Weights<'_, T>) -> Path {
     })
 }
 
-/// Which way a sum of outer products took.
-pub(crate) fn outer_path(unit: Unit) -> Path {
+/// Which way a sum of outer products of `T` took; with `factors` they are products of f32.
+pub(crate) fn outer_path<T: Float>(unit: Unit, factors: bool) -> Path {
     Path(match unit.isa() {
-        Isa::Avx512 { .. } => "outer avx512",
+        Isa::Amx if T::STEP == 2 && !factors => "outer amx",
+        Isa::Avx512 { bf16: true } if T::STEP == 2 && !factors => "outer avx512bf16",
+        Isa::Amx | Isa::Avx512 { .. } => "outer avx512",
         Isa::Avx2Fma => "outer avx2",
         Isa::Portable => "outer portable",
     })

@@ -3,12 +3,14 @@
 use super::portable::Portable;
 use super::simd::Simd;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2::Avx2, avx512::Avx512};
+use super::{amx, avx2::Avx2, avx512::Avx512};
 
 /// The instruction sets that the kernels know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
+    /// AVX-512 with products of bf16 pairs, and those of experts in AMX tiles
+    Amx,
     /// AVX-512 F, BW, DQ and VL
     Avx512 {
         /// with products of bf16 pairs (AVX512-BF16)
@@ -31,9 +33,8 @@ pub(crate) trait Job {
 impl Isa {
     /// All that this processor has, the fastest first. Never empty.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Self::Avx512 { bf16: true }, Self::Avx512 { bf16: false }, Self::Avx2Fma, Self::Portable]
-            .into_iter()
-            .filter(|isa| isa.present())
+        let wide = [Self::Amx, Self::Avx512 { bf16: true }, Self::Avx512 { bf16: false }];
+        wide.into_iter().chain([Self::Avx2Fma, Self::Portable]).filter(|isa| isa.present())
     }
 
     /// The fastest that this processor has.
@@ -53,8 +54,10 @@ impl Isa {
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
             let wide = wide && avx2;
+            let pairs = wide && is_x86_feature_detected!("avx512bf16");
             match self {
-                Self::Avx512 { bf16: true } => wide && is_x86_feature_detected!("avx512bf16"),
+                Self::Amx => pairs && amx::present(),
+                Self::Avx512 { bf16: true } => pairs,
                 Self::Avx512 { bf16: false } => wide,
                 Self::Avx2Fma => avx2,
                 Self::Portable => true,
@@ -71,9 +74,16 @@ impl Isa {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unit {
     isa: Isa,
-    /// the portable unit with products of bf16 pairs
     #[cfg(test)]
-    pairs: bool,
+    imitates: Option<Imitation>,
+}
+
+/// What the portable unit does in place of a processor that this is not.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Imitation {
+    Pairs,
+    Tiles,
 }
 
 impl Unit {
@@ -82,14 +92,20 @@ impl Unit {
         isa.present().then_some(Self {
             isa,
             #[cfg(test)]
-            pairs: false,
+            imitates: None,
         })
     }
 
     /// The portable unit as one that multiplies bf16 pairs.
     #[cfg(test)]
     pub(crate) fn pairs() -> Self {
-        Self { isa: Isa::Portable, pairs: true }
+        Self { isa: Isa::Portable, imitates: Some(Imitation::Pairs) }
+    }
+
+    /// The portable unit as one that multiplies bf16 pairs in tiles.
+    #[cfg(test)]
+    pub(crate) fn tiles() -> Self {
+        Self { isa: Isa::Portable, imitates: Some(Imitation::Tiles) }
     }
 
     /// Which one it is.
@@ -114,11 +130,16 @@ impl Unit {
     #[inline]
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
         #[cfg(test)]
-        if self.pairs {
-            return job.run(Portable::<true>);
+        match self.imitates {
+            Some(Imitation::Pairs) => return job.run(Portable::<true>),
+            Some(Imitation::Tiles) => return job.run(Portable::<true, true>),
+            None => {}
         }
         match self.isa {
             // SAFETY: `new` found the instructions in this processor.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => unsafe { avx512_amx(job) },
+            // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 { bf16: true } => unsafe { avx512_bf16(job) },
             // SAFETY: as above.
@@ -132,18 +153,26 @@ impl Unit {
     }
 }
 
+/// The caller must have found AMX too, which is no feature that the compiler knows.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn avx512_amx<J: Job>(job: J) -> J::Output {
+    // SAFETY: a caller of this function has the features, and AMX.
+    job.run(unsafe { Avx512::<true, true>::new() })
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 fn avx512_bf16<J: Job>(job: J) -> J::Output {
     // SAFETY: a caller of this function has the features.
-    job.run(unsafe { Avx512::<true>::new() })
+    job.run(unsafe { Avx512::<true, false>::new() })
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn avx512<J: Job>(job: J) -> J::Output {
     // SAFETY: a caller of this function has the features.
-    job.run(unsafe { Avx512::<false>::new() })
+    job.run(unsafe { Avx512::<false, false>::new() })
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 use super::float::{Float, Lanes};
 use super::isa::{Job, Unit};
 use super::rows::{near, widen};
-use super::simd::Simd;
+use super::simd::{SQUARE, Simd};
 use super::tile::BLOCK;
 use core::ops::Range;
 
@@ -92,6 +92,59 @@ impl<'a, T: Float> Rows<'a, T> {
             let pairs = bytemuck::cast_slice_mut(&mut line[..columns.len()]);
             unit.run(Pair { rows: [row(depth.start + 2 * k), row(depth.start + 2 * k + 1)], pairs });
             unit.run(Spread { k, steps, line, len: columns.len(), block });
+        }
+    }
+}
+
+impl<T: Float> Rows<'_, T> {
+    /// As [`transpose_pairs`](Rows::transpose_pairs), in the layout of [`Layout::Rows`](super::tile::Layout) and for `steps` pairs,
+    /// a multiple of [`SQUARE`]; those beyond the last are 0.
+    pub(crate) fn turn_pairs(
+        &self,
+        unit: Unit,
+        (depth, steps): (Range<usize>, usize),
+        columns: Range<usize>,
+        lines: &mut [f32],
+        block: &mut [f32],
+    ) {
+        let len = columns.len().max(1).next_multiple_of(SQUARE);
+        for step in (0..steps).step_by(SQUARE) {
+            for (line, first) in
+                lines.chunks_exact_mut(len).zip((depth.start + 2 * step..).step_by(2).take(SQUARE))
+            {
+                let row = |at: usize| (at < depth.end).then(|| &self.row(at)[columns.clone()]);
+                self.near(unit, first, &depth, &columns);
+                self.near(unit, first + 1, &depth, &columns);
+                let pairs = bytemuck::cast_slice_mut(&mut line[..columns.len()]);
+                unit.run(Pair { rows: [row(first), row(first + 1)], pairs });
+            }
+            unit.run(Turn { lines, len, step, block });
+        }
+    }
+}
+
+/// Turns a square of lines after the other: they become columns from `step` on.
+struct Turn<'a> {
+    /// [`SQUARE`] lines of `len`
+    lines: &'a [f32],
+    len: usize,
+    step: usize,
+    block: &'a mut [f32],
+}
+
+impl Job for Turn<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { lines, len, step, block } = self;
+        assert!(len.is_multiple_of(SQUARE) && lines.len() >= SQUARE * len);
+        assert!(step + SQUARE <= BLOCK && block.len() >= len * BLOCK);
+        for column in (0..len).step_by(SQUARE) {
+            // SAFETY: a square of the lines begins at `column`; its columns become rows of the block, `BLOCK` apart.
+            unsafe {
+                let (from, to) = (lines.as_ptr().add(column), block.as_mut_ptr().add(column * BLOCK + step));
+                s.turn(from.cast(), len * size_of::<f32>(), to.cast(), BLOCK * size_of::<f32>());
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! Isa      which vector unit                 Simd     what kernels ask of it
 //! Rows     the left operand, by index        Weights  the right operand, in panels or plain
+//! Held     this thread's matrix unit
 //! Tiles    rows times a panel, in registers  Product  one task's sums
 //! Grid     tasks of a grouped product        share    tasks to threads
 //! ```
@@ -19,6 +20,7 @@ mod grouped;
 mod isa;
 mod left;
 mod math;
+mod matrix;
 mod outer;
 mod packing;
 mod panel;
@@ -34,6 +36,8 @@ mod tasks;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -48,6 +52,7 @@ pub(crate) use act::{apply, gradient};
 pub(crate) use grouped::{CHUNK, Crew, outer_path, path};
 pub(crate) use isa::{Job, Unit};
 pub(crate) use left::Rows;
+pub(crate) use matrix::Held;
 pub(crate) use outer::{Factors, Outer, OuterSpace, width};
 pub(crate) use packing::{form, pack_all, packed_len, weights};
 pub(crate) use panel::{Size, Weights};
@@ -56,7 +61,7 @@ pub(crate) use product::{MAX_COLUMNS, Product, Space};
 pub(crate) use rows::{dot, narrow, round, scale, widen};
 pub(crate) use scratch::{SLACK, Scratch, bytes};
 pub(crate) use shared::Shared;
-pub(crate) use simd::Simd;
+pub(crate) use simd::{Block, Simd, TILE};
 pub(crate) use store::Store;
 pub(crate) use tasks::{MAX_ROWS, Task, share};
 pub(crate) use tile::Leave;

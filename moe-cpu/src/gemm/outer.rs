@@ -3,14 +3,16 @@
 use super::float::Float;
 use super::isa::{Job, Unit};
 use super::left::{Pair, Paired, Rows};
+use super::matrix::{Held, tiled};
 use super::rows::widen;
 use super::scratch::{Scratch, bytes};
 use super::shared::Rectangle;
-use super::simd::Simd;
+use super::simd::{SQUARE, Simd, TILE};
 use super::tasks::MAX_ROWS;
 use super::tile::{BLOCK, Layout, Leave, Target, Tiles};
 use core::marker::PhantomData;
 use core::ops::Range;
+use half::bf16;
 
 /// `sum over rows r of left[r]^T * (factor(r) * right[r])`
 #[derive(Clone, Copy)]
@@ -37,9 +39,6 @@ impl Factors<'_> {
     }
 }
 
-/// Most lanes of any unit.
-const VECTOR: usize = 16;
-
 /// Elements of the panels of a task: a part of a second-level cache.
 const PANELS: usize = BLOCK * 256;
 
@@ -47,8 +46,9 @@ const PANELS: usize = BLOCK * 256;
 /// [`BLOCK`] are summed at a time: as many as panels have room for.
 pub(crate) fn width(unit: Unit, depth: usize, columns: usize) -> usize {
     let cols = unit.cols();
-    // Rows may be summed in pairs.
-    let most = PANELS / depth.clamp(2, BLOCK).next_multiple_of(2) / cols * cols;
+    // Rows may be summed in pairs, of which a matrix unit wants whole tiles.
+    let least = if tiled::<bf16>(unit) { 2 * TILE } else { 2 };
+    let most = PANELS / depth.clamp(least, BLOCK).next_multiple_of(least) / cols * cols;
     columns.div_ceil(columns.div_ceil(most).max(1)).next_multiple_of(cols)
 }
 
@@ -59,8 +59,9 @@ pub(crate) struct OuterSpace<'a> {
     /// The rows and columns of the right operand that the panels hold, all of a group's.
     held: Option<(Range<usize>, Range<usize>)>,
     sums: &'a mut [f32],
-    /// A row's columns, widened or in pairs, and room for a vector.
-    line: &'a mut [f32],
+    /// Columns of rows, widened or in pairs: of one and room for a vector, or as many as make a square.
+    lines: &'a mut [f32],
+    matrix: Held,
 }
 
 impl<'a> OuterSpace<'a> {
@@ -69,17 +70,18 @@ impl<'a> OuterSpace<'a> {
         bytes::<f32>(MAX_ROWS * BLOCK)
             + bytes::<f32>(PANELS + 1)
             + bytes::<f32>(MAX_ROWS * PANELS / BLOCK)
-            + bytes::<f32>(MAX_ROWS + VECTOR)
+            + bytes::<f32>(SQUARE * MAX_ROWS)
     }
 
     /// Takes its memory from `scratch`.
-    pub(crate) fn new(scratch: &mut Scratch<'a>) -> Self {
+    pub(crate) fn new(unit: Unit, scratch: &mut Scratch<'a>) -> Self {
         Self {
             left: scratch.take(MAX_ROWS * BLOCK),
             panels: scratch.take(PANELS + 1),
             held: None,
             sums: scratch.take(MAX_ROWS * PANELS / BLOCK),
-            line: scratch.take(MAX_ROWS + VECTOR),
+            lines: scratch.take(SQUARE * MAX_ROWS),
+            matrix: Held::new(unit),
         }
     }
 }
@@ -97,6 +99,7 @@ impl<T: Float> Outer<'_, T> {
         let (unit, cols) = (self.unit, self.unit.cols());
         // Factors are f32, so they do not go into pairs of the storage type.
         let paired = self.factors.is_none() && unit.run(Paired::<T>(PhantomData));
+        let layout = if paired && tiled::<T>(unit) { Layout::Rows } else { Layout::Columns };
         let blocks = rows.len().div_ceil(BLOCK).max(1);
         // Sums that go on in a next block lie beside each other; else those of the last panel alone are kept, if it is not whole.
         let all = right.len().next_multiple_of(cols);
@@ -106,15 +109,23 @@ impl<T: Float> Outer<'_, T> {
         for block in 0..blocks {
             let start = rows.start + block * BLOCK;
             let depth = start..rows.end.min(start + BLOCK);
-            let steps = if paired { depth.len().div_ceil(2) } else { depth.len() };
+            let steps = match (paired, layout) {
+                (true, Layout::Rows) => depth.len().div_ceil(2).max(1).next_multiple_of(TILE),
+                (true, Layout::Columns) => depth.len().div_ceil(2),
+                (false, _) => depth.len(),
+            };
             // Each row is read once from one end to the other, and dealt out to all panels.
             if paired {
-                self.left.transpose_pairs(unit, depth.clone(), left.clone(), space.line, space.left);
+                let (rows, columns, lines) = (depth.clone(), left.clone(), &mut *space.lines);
+                match layout {
+                    Layout::Rows => self.left.turn_pairs(unit, (rows, steps), columns, lines, space.left),
+                    Layout::Columns => self.left.transpose_pairs(unit, rows, columns, lines, space.left),
+                }
                 if !held {
-                    self.gather_pairs(depth, right.clone(), bytemuck::cast_slice_mut(space.panels));
+                    self.gather_pairs(depth, steps, right.clone(), bytemuck::cast_slice_mut(space.panels));
                 }
             } else {
-                self.left.transpose(unit, depth.clone(), left.clone(), space.line, space.left);
+                self.left.transpose(unit, depth.clone(), left.clone(), space.lines, space.left);
                 if !held {
                     unit.run(Gather { outer: self, depth, columns: right.clone(), panels: space.panels });
                 }
@@ -124,6 +135,8 @@ impl<T: Float> Outer<'_, T> {
                 let direct = block + 1 == blocks && at + cols <= right.len();
                 let tiles = Panel {
                     left: space.left,
+                    layout,
+                    held: &space.matrix,
                     rows: left.len(),
                     steps,
                     sums: &mut space.sums[at * apart..],
@@ -151,10 +164,9 @@ impl<T: Float> Outer<'_, T> {
         }
     }
 
-    /// Makes panels of pairs of rows, a step for each pair.
-    fn gather_pairs(&self, depth: Range<usize>, columns: Range<usize>, panels: &mut [T]) {
+    /// Makes panels of pairs of rows, a step for each pair; steps beyond the last are 0.
+    fn gather_pairs(&self, depth: Range<usize>, steps: usize, columns: Range<usize>, panels: &mut [T]) {
         let cols = self.unit.cols();
-        let steps = depth.len().div_ceil(2);
         for step in 0..steps {
             let row = |row: usize| (row < depth.end).then(|| &self.right.row(row)[columns.clone()]);
             let rows = [row(depth.start + 2 * step), row(depth.start + 2 * step + 1)];
@@ -189,6 +201,8 @@ impl<T: Float> Outer<'_, T> {
 /// What is multiplied by one panel, and where the sums go.
 struct Panel<'a> {
     left: &'a [f32],
+    layout: Layout,
+    held: &'a Held,
     rows: usize,
     steps: usize,
     sums: &'a mut [f32],
@@ -199,9 +213,8 @@ struct Panel<'a> {
 
 impl Panel<'_> {
     fn multiply<P: Float>(self, unit: Unit, panel: &[P]) {
-        let Self { left, rows, steps, sums, pitch, first, target } = self;
-        let layout = Layout::Columns;
-        unit.run(Tiles { left, layout, rows, panel, steps, sums, pitch, first, target, ahead: &[] });
+        let Self { left, layout, held, rows, steps, sums, pitch, first, target } = self;
+        unit.run(Tiles { left, layout, rows, panel, steps, sums, pitch, first, target, ahead: &[], held });
     }
 }
 

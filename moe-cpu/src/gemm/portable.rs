@@ -1,12 +1,12 @@
 //! The vector unit of plain arrays, which compilers vectorise for any target.
 
-use super::simd::Simd;
+use super::simd::{Block, Simd, TILE};
 use half::{bf16, f16};
 
-/// Four lanes, so that a tile's sums fit sixteen registers of 128 bits. With `PAIRS` it multiplies bf16 pairs, by which tests go
-/// the way of processors that do.
+/// Four lanes, so that a tile's sums fit sixteen registers of 128 bits. With `PAIRS` it multiplies bf16 pairs, and with
+/// `TILES` also in tiles, by which tests go the way of processors that do.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable<const PAIRS: bool = false>;
+pub(crate) struct Portable<const PAIRS: bool = false, const TILES: bool = false>;
 
 type V = [f32; 4];
 
@@ -29,11 +29,18 @@ fn widen(bits: u16) -> f32 {
     f32::from_bits(value | u32::from(bits & 0x8000) << 16)
 }
 
-impl<const PAIRS: bool> Simd for Portable<PAIRS> {
+/// The two values of a pair.
+#[inline(always)]
+fn pair(value: f32) -> [f32; 2] {
+    [value.to_bits() << 16, value.to_bits() & 0xffff_0000].map(f32::from_bits)
+}
+
+impl<const PAIRS: bool, const TILES: bool> Simd for Portable<PAIRS, TILES> {
     const LANES: usize = 4;
     const ROWS: usize = 4;
     const FUSED: bool = false;
     const DOT: bool = PAIRS;
+    const MATRIX: bool = TILES;
     type V = V;
 
     #[inline(always)]
@@ -119,7 +126,6 @@ impl<const PAIRS: bool> Simd for Portable<PAIRS> {
     }
     #[inline(always)]
     fn dot_bf16(self, sum: V, a: V, b: V) -> V {
-        let pair = |value: f32| [value.to_bits() << 16, value.to_bits() & 0xffff_0000].map(f32::from_bits);
         core::array::from_fn(|lane| {
             let ([a, c], [b, d]) = (pair(a[lane]), pair(b[lane]));
             sum[lane] + a * b + c * d
@@ -134,5 +140,27 @@ impl<const PAIRS: bool> Simd for Portable<PAIRS> {
     unsafe fn load_odd(self, at: *const bf16) -> V {
         // SAFETY: the caller's promise.
         unsafe { self.load_even(at.add(1)) }
+    }
+    /// Even and odd products of a tile have a sum each, as in AMX.
+    #[inline(always)]
+    unsafe fn matrix<const TALL: usize>(self, block: Block) {
+        for (row, column) in (0..TALL * TILE).flat_map(|row| (0..Self::COLS).map(move |column| (row, column)))
+        {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let sum = block.sums.add(row * block.pitch + column);
+                let mut total = if block.first { 0.0 } else { *sum };
+                for tile in 0..block.depth {
+                    let mut parts = [0.0; 2];
+                    for step in tile * TILE..(tile + 1) * TILE {
+                        let left = pair(*block.left.add(row * block.left_pitch + step));
+                        let right = pair(*block.panel.add(step * Self::COLS + column));
+                        parts = [parts[0] + left[0] * right[0], parts[1] + left[1] * right[1]];
+                    }
+                    total += parts[0] + parts[1];
+                }
+                *sum = total;
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::float::Float;
 use super::isa::Unit;
 use super::left::Rows;
+use super::matrix::Held;
 use super::panel::{Size, Weights};
 use super::scratch::{Scratch, bytes};
 use super::tasks::MAX_ROWS;
@@ -36,6 +37,7 @@ pub(crate) struct Space<'a, T> {
     split: usize,
     /// each part's columns, counted from its first panel
     parts: [Range<usize>; PARTS],
+    held: Held,
 }
 
 /// Columns of sums that tasks of [`MAX_ROWS`] rows need: each part may begin and end inside a panel.
@@ -60,6 +62,7 @@ impl<'a, T: Float> Space<'a, T> {
             pitch: 0,
             split: 0,
             parts: [0..0, 0..0],
+            held: Held::new(unit),
         }
     }
 
@@ -111,6 +114,7 @@ impl<T: Float> Product<'_, T> {
                     first: block == 0,
                     target: None,
                     ahead: self.weights.ahead(unit, size, (group, next), soon),
+                    held: &space.held,
                 });
             }
         }

@@ -13,6 +13,27 @@ pub(crate) const LINE: usize = 64;
 /// Rows and columns that [`Simd::turn`] turns at once.
 pub(crate) const SQUARE: usize = 8;
 
+/// Rows, and steps of bf16 pairs, of a tile of a matrix unit.
+pub(crate) const TILE: usize = 16;
+
+/// What [`Simd::matrix`] multiplies: rows of the left operand times a panel, `depth` tiles of [`TILE`] pairs deep.
+pub struct Block {
+    /// Pairs, `left_pitch` from one row to the next.
+    pub(crate) left: *const f32,
+    pub(crate) left_pitch: usize,
+    /// Pairs, `COLS` to a step.
+    pub(crate) panel: *const f32,
+    pub(crate) depth: usize,
+    /// `COLS` columns, `pitch` from one row to the next.
+    pub(crate) sums: *mut f32,
+    pub(crate) pitch: usize,
+    /// The sums start at 0 instead of what is there.
+    pub(crate) first: bool,
+    /// What to ask for, `ahead_step` bytes for each tile of depth.
+    pub(crate) ahead: *const u8,
+    pub(crate) ahead_step: usize,
+}
+
 /// A vector unit that works on `LANES` f32 values at a time.
 ///
 /// Comparisons follow x86: `min`, `max` and `select_lt` give their last argument where one of the compared is NaN.
@@ -28,6 +49,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const PARTS: usize = 1;
     /// Whether [`dot_bf16`](Simd::dot_bf16) multiplies bf16 pairs without widening them.
     const DOT: bool = false;
+    /// Whether there is a matrix unit beside it, so that [`matrix`](Simd::matrix) multiplies bf16 pairs.
+    const MATRIX: bool = false;
     /// Whether [`fma`](Simd::fma) rounds once.
     const FUSED: bool = true;
     /// A vector.
@@ -89,6 +112,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn dot_bf16(self, sum: Self::V, a: Self::V, b: Self::V) -> Self::V {
         let _ = (a, b);
         sum
+    }
+    /// Takes the thread's matrix unit into use.
+    fn hold(self) {}
+    /// Gives it back.
+    fn release(self) {}
+    /// Adds the product of `TALL` (1 or 2) times [`TILE`] rows and a panel to the sums. Each sum is a chain over the tiles of depth, in
+    /// order; in what order the unit adds up a tile's products is its own affair, but the same for all sums.
+    ///
+    /// # Safety
+    /// All that the block describes can be read and the sums written, and the thread is between [`hold`](Simd::hold) and
+    /// [`release`](Simd::release).
+    unsafe fn matrix<const TALL: usize>(self, block: Block) {
+        let _ = block;
     }
     /// Asks for the cache line at `at` to be brought to the first-level cache. Any address will do.
     fn near(self, at: *const u8) {

@@ -28,7 +28,7 @@ pub(crate) fn values<T: Scalar<Acc = f32>>(len: usize, seed: u64) -> Vec<T> {
 }
 
 pub(crate) fn units() -> impl Iterator<Item = Unit> {
-    Isa::available().filter_map(Unit::new).chain([Unit::pairs()])
+    Isa::available().filter_map(Unit::new).chain([Unit::pairs(), Unit::tiles()])
 }
 
 /// Packs every group.
@@ -133,7 +133,7 @@ fn gradient_of<T: Float>(
 ) -> Vec<f32> {
     let pitch = n + 16 - n % 16 + usize::from(astray);
     let mut memory = vec![0xff; OuterSpace::bytes() + SLACK];
-    let mut space = OuterSpace::new(&mut Scratch::new(&mut memory));
+    let mut space = OuterSpace::new(outer.unit, &mut Scratch::new(&mut memory));
     let mut lines = vec![[1.0_f32; 16]; (m + 1) * pitch / 16 + 5];
     let matrix = lines.as_flattened_mut();
     let start = matrix.as_ptr().align_offset(64);

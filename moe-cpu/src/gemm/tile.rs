@@ -6,6 +6,7 @@
 
 use super::float::Float;
 use super::isa::{Job, Unit};
+use super::matrix::{Held, in_tiles};
 use super::shared::Rectangle;
 use super::simd::{LINE, Simd};
 
@@ -39,7 +40,7 @@ pub(crate) enum Leave {
 
 /// How a tile's sums leave.
 #[derive(Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     Store,
     /// past the caches: a vector is a whole line, which then need not be read before
     Stream,
@@ -50,6 +51,20 @@ enum Way {
 pub(crate) struct Target<'a> {
     pub(crate) place: Rectangle<'a>,
     pub(crate) leave: Leave,
+}
+
+impl Target<'_> {
+    /// Where row `row` begins, the way from one to the next, and how sums go there.
+    pub(super) fn row<S: Simd>(&self, row: usize) -> (*mut f32, usize, Way) {
+        let (start, pitch) = (self.place.row(row), self.place.pitch());
+        let whole = S::LANES == FLOATS && start.addr().is_multiple_of(LINE) && pitch.is_multiple_of(FLOATS);
+        let way = match self.leave {
+            Leave::Add => Way::Add,
+            Leave::Store if whole => Way::Stream,
+            Leave::Store => Way::Store,
+        };
+        (start, pitch, way)
+    }
 }
 
 /// A block of the left operand times a panel.
@@ -70,6 +85,7 @@ pub(crate) struct Tiles<'a, T> {
     pub(crate) target: Option<Target<'a>>,
     /// Memory to bring near while this runs.
     pub(crate) ahead: &'a [T],
+    pub(crate) held: &'a Held,
 }
 
 /// The pointers of one tile.
@@ -100,15 +116,19 @@ impl<T: Float> Job for Tiles<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { left, layout, rows, panel, steps, sums, pitch, first, target, ahead } = self;
-        if rows == 0 {
+        if self.rows == 0 {
             return;
         }
+        let tiles = if in_tiles::<S, T>() { self.matrix(s) } else { self };
+        if in_tiles::<S, T>() && tiles.steps == 0 && !tiles.first {
+            return;
+        }
+        let Self { left, layout, rows, panel, steps, sums, pitch, first, target, ahead, held: _ } = tiles;
         let count = rows.div_ceil(S::ROWS);
         assert!(steps * T::slots::<S>() <= BLOCK && panel.len() >= steps * T::STEP * S::COLS + T::BEHIND);
         assert!(pitch >= S::COLS && sums.len() >= (rows - 1) * pitch + S::COLS);
         match layout {
-            Layout::Rows => assert!(left.len() >= rows * BLOCK),
+            Layout::Rows => assert!(left.len() >= (rows - 1) * BLOCK + steps * T::slots::<S>()),
             Layout::Columns => assert!(left.len() >= count * S::ROWS * steps * T::slots::<S>()),
         }
         if let Some(Target { place, .. }) = &target {
@@ -127,17 +147,7 @@ impl<T: Float> Job for Tiles<'_, T> {
                 let each = if layout == Layout::Rows { BLOCK } else { steps * T::slots::<S>() };
                 (left.as_ptr().add(start * each), sums.as_mut_ptr().add(start * pitch))
             };
-            let target = target.as_ref().map(|Target { place, leave }| {
-                let (start, pitch) = (place.row(start), place.pitch());
-                let whole =
-                    S::LANES == FLOATS && start.addr().is_multiple_of(LINE) && pitch.is_multiple_of(FLOATS);
-                let way = match leave {
-                    Leave::Add => Way::Add,
-                    Leave::Store if whole => Way::Stream,
-                    Leave::Store => Way::Store,
-                };
-                (start, pitch, way)
-            });
+            let target = target.as_ref().map(|target| target.row::<S>(start));
             let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * parts * ahead_step);
             let tile =
                 Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead, ahead_step };

@@ -102,6 +102,7 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
         };
         let factors = |values| Factors { values, index };
         let deepest = offsets.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0);
+        let path = outer_path::<T>(crew.unit, args.right_weights.is_some());
         let rectangles = Rectangles {
             dims,
             offsets,
@@ -121,10 +122,10 @@ impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
         self.enter(|| {
             share(crew.threads, total, scratch, each(), |queue, scratch| {
                 let mut scratch = Scratch::new(scratch);
-                let mut space = OuterSpace::new(&mut scratch);
+                let mut space = OuterSpace::new(crew.unit, &mut scratch);
                 queue.for_each(|number| rectangles.run(number, &mut space, scratch.again()));
             });
         });
-        Ok(outer_path(crew.unit))
+        Ok(path)
     }
 }

@@ -40,7 +40,7 @@ where
 /// The way that code compiled for each unit took.
 fn path(cpu: &Cpu) -> Path {
     Path(match cpu.isa() {
-        Isa::Avx512 { .. } => "avx512",
+        Isa::Amx | Isa::Avx512 { .. } => "avx512",
         Isa::Avx2Fma => "avx2",
         Isa::Portable => "portable",
     })

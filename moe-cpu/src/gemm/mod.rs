@@ -8,8 +8,9 @@
 //! Grid     tasks of a grouped product        share    tasks to threads
 //! ```
 //!
-//! Each element of a product is one chain of fused multiply-adds over k in order, from +0, in f32. Its bits depend neither
-//! on other rows, nor on the task that it falls into, nor on the number of threads; they may differ between units.
+//! Each element of a product is one chain of fused multiply-adds over k in order, from +0, in f32; in a matrix unit's tiles it is a chain
+//! over tiles of k. Its bits depend neither on other rows, nor on the task that it falls into, nor on the number of threads; they may
+//! differ between units.
 
 mod act;
 mod dense;

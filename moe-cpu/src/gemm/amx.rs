@@ -1,7 +1,8 @@
 //! The matrix unit of x86-64: AMX, tiles of bf16 pairs.
 //!
 //! Eight tile registers of 16 rows of 64 bytes belong to a thread from [`hold`] to [`release`]. Four hold sums, two a tile of the
-//! left operand each, two a tile of the panel each. The instructions are written out, since Rust's intrinsics for them are not stable.
+//! left operand each, two a tile of the panel each. The instructions are written out, since Rust's intrinsics for them are not stable; the
+//! compiler knows no tiles, so they keep what they hold from one piece of assembly to the next.
 
 use super::simd::{Block, TILE};
 use core::arch::asm;

@@ -91,8 +91,9 @@ pub(crate) unsafe fn release() {
 #[inline(always)]
 pub(crate) unsafe fn matrix<const TALL: usize>(block: Block) {
     let Block { left, left_pitch, panel, depth, sums, pitch, first, ahead, ahead_step } = block;
-    let (left_pitch, pitch) = (left_pitch * 4, pitch * 4);
-    let (second, below) = (left.wrapping_add(TILE * left_pitch / 4), sums.wrapping_add(TILE * pitch / 4));
+    let (second, below) = (left.wrapping_add(TILE * left_pitch), sums.wrapping_add(TILE * pitch));
+    // From here on in bytes.
+    let (left_pitch, pitch) = (left_pitch * size_of::<f32>(), pitch * size_of::<f32>());
     // SAFETY: sums lie in tiles 0 to 3; they can be read, by the caller's promise.
     unsafe {
         if first {

@@ -92,12 +92,12 @@ const COLS: usize = 32;
 struct Room([f32; ROWS * COLS]);
 
 impl<'a, T: Float> Tiles<'a, T> {
-    /// Multiplies whole tiles of depth, and gives back what remains to be done.
+    /// Multiplies whole tiles of depth, and gives back what remains to be done, if anything does.
     #[inline(always)]
-    pub(crate) fn matrix<S: Simd>(mut self, s: S) -> Tiles<'a, T> {
+    pub(crate) fn matrix<S: Simd>(mut self, s: S) -> Option<Tiles<'a, T>> {
         let depth = self.steps / TILE;
         if self.layout != Layout::Rows || depth == 0 {
-            return self;
+            return Some(self);
         }
         let rest = self.steps % TILE;
         assert!(rest == 0 || self.target.is_none());
@@ -145,7 +145,7 @@ impl<'a, T: Float> Tiles<'a, T> {
         self.left = &self.left[done..];
         self.panel = &self.panel[done * T::STEP * S::COLS..];
         (self.steps, self.first, self.ahead) = (rest, false, &[]);
-        self
+        (rest > 0).then_some(self)
     }
 }
 

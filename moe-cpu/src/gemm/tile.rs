@@ -119,10 +119,8 @@ impl<T: Float> Job for Tiles<'_, T> {
         if self.rows == 0 {
             return;
         }
-        let tiles = if in_tiles::<S, T>() { self.matrix(s) } else { self };
-        if in_tiles::<S, T>() && tiles.steps == 0 && !tiles.first {
-            return;
-        }
+        let rest = if in_tiles::<S, T>() { self.matrix(s) } else { Some(self) };
+        let Some(tiles) = rest else { return };
         let Self { left, layout, rows, panel, steps, sums, pitch, first, target, ahead, held: _ } = tiles;
         let count = rows.div_ceil(S::ROWS);
         assert!(steps * T::slots::<S>() <= BLOCK && panel.len() >= steps * T::STEP * S::COLS + T::BEHIND);

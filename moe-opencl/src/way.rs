@@ -245,3 +245,6 @@ fn needed(ways: Vec<Way>) -> Vec<Way> {
     let count = general.map_or(ways.len(), |at| at + 1);
     ways.into_iter().take(count).collect()
 }
+
+#[cfg(test)]
+mod tests;

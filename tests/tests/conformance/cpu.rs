@@ -11,6 +11,7 @@ where
 {
     let report = conformance::<T, _>(device);
     assert!(report.failures().is_empty() && report.passed() > 0, "{device:?}: {report}");
+    assert!(report.skipped().is_empty(), "{device:?}: {report}");
 }
 
 #[test]

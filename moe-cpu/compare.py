@@ -9,7 +9,7 @@
 PyTorch and moe take turns, `--rounds` times each, and the middle of the rounds is given. Rates count the expert products
 alone, 6 T K D F operations forward and 18 T K D F with backward, over the time of the whole layer, router included. A share is the
 rate over that of the multipliers, which `table` measures beside every pass. For one and eight tokens the figure is the
-time over that of reading the weights of the experts they touch.
+time over that of reading the weights of the experts they touch, which are in no cache when a call begins.
 
 PyTorch has two layers: `torch._grouped_mm` between a gather and a sum by index, and the loop over experts with `index_add`
 that transformers runs, each expert's weights a tensor. A peer that takes more than ten times as long as moe is measured once.
@@ -44,6 +44,8 @@ SHAPES = {
 }
 FEW = 16
 SLOW = 10
+# Bytes that pass before each call of few tokens, as in `table`: in a model the weights of other layers.
+OTHERS = 128 << 20
 DTYPES = ("f32", "bf16")
 BEGIN, END = "<!-- compare.py: begin -->", "<!-- compare.py: end -->"
 PASS = re.compile(r"^\S+ \S+ (fwd|fwdbwd): [\d.]+ GFLOP/s; share of (\d+):.*; middle ([\d.]+) ms")
@@ -146,11 +148,13 @@ def check(ggml):
 # Measuring
 
 
-def timed(work, seconds, slow):
-    """Middle of the times after a warm-up, in milliseconds: of `seconds`, and of three at least unless all are above `slow`."""
+def timed(work, seconds, slow, before):
+    """Middle of the times after a warm-up, in milliseconds: of `seconds`, and of three at least unless all are above `slow`.
+    `before` is called before each of them."""
     work()
     begin, times = time.monotonic(), []
     while time.monotonic() - begin < seconds or (len(times) < 3 and min(times) <= slow):
+        before()
         start = time.monotonic()
         work()
         times.append(1e3 * (time.monotonic() - start))
@@ -200,13 +204,20 @@ def peers(args, shape, dtype, name):
 def row(args, shape, dtype, name):
     """Shape, type and pass, then for each library its milliseconds and its share or multiple."""
     others = peers(args, shape, dtype, name)
+    source, target = bytearray(OTHERS // 2), bytearray(OTHERS // 2)
+
+    def before():
+        # One thread copies: no other library's threads are awake when the next one begins.
+        if SHAPES[shape][0] <= FEW:
+            target[:] = source
+
     times, limits = {"moe": []}, []
     for _ in range(args.rounds):
         middle, limit = ours(args, shape, dtype, name)
         times["moe"].append(middle)
         limits.append(limit)
         for title, work in list(others.items()):
-            peer = attempt(title, lambda: timed(work, args.seconds, SLOW * middle))
+            peer = attempt(title, lambda: timed(work, args.seconds, SLOW * middle, before))
             if peer is not None:
                 times.setdefault(title, []).append(peer)
             if peer is None or peer > SLOW * middle:

@@ -1,7 +1,8 @@
 //! The fast host backend: every storage type, several thread counts, every instruction set that this machine has.
 
 use half::{bf16, f16};
-use moe_core::{MoeDevice, Scalar};
+use moe_core::ops::PackWeights;
+use moe_core::{MoeDevice, Op, Scalar};
 use moe_cpu::{Cpu, Isa};
 use moe_tests::conformance;
 
@@ -11,7 +12,7 @@ where
 {
     let report = conformance::<T, _>(device);
     assert!(report.failures().is_empty() && report.passed() > 0, "{device:?}: {report}");
-    assert!(report.skipped().is_empty(), "{device:?}: {report}");
+    assert!(report.skipped().iter().all(|skip| skip.op == PackWeights::<T>::ID), "{device:?}: {report}");
 }
 
 #[test]

@@ -47,6 +47,7 @@ unsafe fn round_bf16(value: __m256) -> __m256i {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 6;
+    const STREAMS: bool = true;
     type V = __m256;
 
     operations! {
@@ -80,6 +81,16 @@ impl Simd for Avx2 {
     unsafe fn store(self, value: __m256, at: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_ps(at, value) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, value: __m256, at: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_stream_ps(at, value) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: SSE is part of every x86-64 processor.
+        unsafe { _mm_sfence() }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, at: *const bf16) -> __m256 {

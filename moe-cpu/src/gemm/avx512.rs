@@ -52,6 +52,7 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const PARTS: usize = 4;
     const DOT: bool = BF16;
     const MATRIX: bool = AMX;
+    const STREAMS: bool = true;
     type V = __m512;
 
     operations! {

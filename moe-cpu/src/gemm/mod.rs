@@ -59,7 +59,7 @@ pub(crate) use packing::{form, pack_all, packed_len, weights};
 pub(crate) use panel::{Size, Weights};
 pub(crate) use portable::Portable;
 pub(crate) use product::{MAX_COLUMNS, Product, Space};
-pub(crate) use rows::{dot, narrow, round, scale, widen};
+pub(crate) use rows::{dot, fence, narrow, round, scale, stream, widen};
 pub(crate) use scratch::{SLACK, Scratch, bytes};
 pub(crate) use shared::Shared;
 pub(crate) use simd::{Block, Simd, TILE};

@@ -4,7 +4,7 @@ use super::float::Float;
 use super::isa::{Job, Unit};
 use super::left::{Pair, Paired, Rows};
 use super::matrix::{Held, tiled};
-use super::rows::widen;
+use super::rows::{fence, widen};
 use super::scratch::{Scratch, bytes};
 use super::shared::Rectangle;
 use super::simd::{SQUARE, Simd, TILE};
@@ -152,7 +152,7 @@ impl<T: Float> Outer<'_, T> {
             }
         }
         // Sums may have been streamed.
-        unit.run(Fence);
+        fence(unit);
         space.held = here.filter(|_| blocks == 1);
         let rest = right.len() % cols;
         if rest > 0 {
@@ -215,17 +215,6 @@ impl Panel<'_> {
     fn multiply<P: Float>(self, unit: Unit, panel: &[P]) {
         let Self { left, layout, held, rows, steps, sums, pitch, first, target } = self;
         unit.run(Tiles { left, layout, rows, panel, steps, sums, pitch, first, target, ahead: &[], held });
-    }
-}
-
-/// Orders streamed stores before all later ones.
-struct Fence;
-
-impl Job for Fence {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        s.fence();
     }
 }
 

@@ -23,6 +23,50 @@ pub(crate) fn near<T>(unit: Unit, start: *const T, len: usize) {
     unit.run(Near(start.cast(), len * size_of::<T>()));
 }
 
+struct Stream<'a, T>(&'a [T], &'a mut [T], &'a [T]);
+
+impl<T: Float> Job for Stream<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(from, to, next) = self;
+        let (from, bytes) = (&from[..to.len()], size_of_val(to));
+        let (source, target) = (from.as_ptr().cast::<u8>(), to.as_mut_ptr().cast::<u8>());
+        let lines = [source.addr(), target.addr(), bytes].iter().all(|at| at.is_multiple_of(LINE));
+        if !lines || !S::STREAMS {
+            return to.copy_from_slice(from);
+        }
+        for line in (0..bytes).step_by(LINE) {
+            s.near(next.as_ptr().cast::<u8>().wrapping_add(line));
+            for at in (line..line + LINE).step_by(S::LANES * size_of::<f32>()) {
+                // SAFETY: vectors divide a line; both sides are `bytes` long, whole lines, and of plain data.
+                unsafe { s.stream(s.load(source.add(at).cast()), target.add(at).cast()) };
+            }
+        }
+    }
+}
+
+/// Copies a row past the caches where it consists of whole lines on both sides, and asks for the row to be copied next. A
+/// [`fence`] must follow the last.
+pub(crate) fn stream<T: Float>(unit: Unit, from: &[T], to: &mut [T], next: &[T]) {
+    unit.run(Stream(from, to, next));
+}
+
+struct Fence;
+
+impl Job for Fence {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        s.fence();
+    }
+}
+
+/// Orders streamed stores before all later ones.
+pub(crate) fn fence(unit: Unit) {
+    unit.run(Fence);
+}
+
 struct Widen<'a, T>(&'a [T], &'a mut [f32]);
 
 impl<T: Float> Job for Widen<'_, T> {

@@ -51,6 +51,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const DOT: bool = false;
     /// Whether there is a matrix unit beside it, so that [`matrix`](Simd::matrix) multiplies bf16 pairs.
     const MATRIX: bool = false;
+    /// Whether [`stream`](Simd::stream) goes past the caches.
+    const STREAMS: bool = false;
     /// Whether [`fma`](Simd::fma) rounds once.
     const FUSED: bool = true;
     /// A vector.
@@ -76,7 +78,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements can be written.
     unsafe fn store(self, value: Self::V, at: *mut f32);
-    /// A store past the caches where a vector is a whole cache line, to be followed by a [`fence`](Simd::fence).
+    /// A store past the caches on units with [`STREAMS`](Simd::STREAMS), to be followed by a [`fence`](Simd::fence). It pays where
+    /// whole cache lines are written in a row.
     ///
     /// # Safety
     /// `LANES` elements can be written, and `at` is aligned to a whole vector.

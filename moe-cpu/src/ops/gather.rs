@@ -1,14 +1,19 @@
 //! Gather: blocks of rows, copied.
+//!
+//! A store to a line that no cache holds reads it first, a third of all traffic. So an output that is too large to stay in a cache
+//! is written past it.
 
 use super::ready;
 use crate::device::Cpu;
 use crate::error::CpuError;
-use crate::gemm::{Float, Shared, share};
+use crate::gemm::{Float, Shared, fence, share, stream};
 use moe_core::ops::{Gather, GatherArgs, GatherDims};
 use moe_core::{Device, Kernel, Op, Out, Path, check_index, check_offsets, within};
 
 /// Rows of a task.
 const ROWS: usize = 64;
+/// Bytes of an output of which a last-level cache would keep too little until it is read.
+const LARGE: usize = 32 << 20;
 
 impl<T: Float> Kernel<Gather<T>> for Cpu {
     fn launch(
@@ -35,6 +40,8 @@ impl<T: Float> Kernel<Gather<T>> for Cpu {
         }
         // The group of a row is the last one that begins at or before it.
         let group = |row: usize| offsets.partition_point(|first| *first as usize <= row) - 1;
+        let from = |row: usize| &source[index[row] as usize / fan * width..][..width];
+        let (unit, large) = (self.unit(), used * width * size_of::<T>() >= LARGE);
         let out = Shared::new(args.out.host());
         self.enter(|| {
             share(self.threads(), used.div_ceil(ROWS), &mut [], 0, |queue, _| {
@@ -43,10 +50,16 @@ impl<T: Float> Kernel<Gather<T>> for Cpu {
                         0 => row,
                         _ => group(row) * pitch + row - offsets[group(row)] as usize,
                     };
-                    let from = index[row] as usize / fan;
                     // SAFETY: each row has a place of its own, since no group is longer than the pitch.
                     let place = unsafe { out.part(place * width..(place + 1) * width) };
-                    place.copy_from_slice(&source[from * width..][..width]);
+                    if large {
+                        stream(unit, from(row), place, from((row + 1).min(used - 1)));
+                    } else {
+                        place.copy_from_slice(from(row));
+                    }
+                }
+                if large {
+                    fence(unit);
                 }
             });
         });

@@ -2,7 +2,7 @@
 
 use crate::device::Cpu;
 use crate::error::CpuError;
-use crate::gemm::{Block, Float, Held, Job, Simd, TILE, share};
+use crate::gemm::{Ahead, Block, Float, Held, Job, Simd, TILE, share};
 use crate::memory::Buffer;
 use moe_core::{DType, Device};
 use std::hint::black_box;
@@ -64,11 +64,9 @@ fn in_tiles<S: Simd>(s: S) -> f64 {
             sums: sums.as_mut_ptr(),
             pitch: S::COLS,
             first: true,
-            ahead: left.as_ptr().cast(),
-            ahead_step: 0,
         };
         // SAFETY: panels are at most 32 columns wide, and all lies in the arrays; the caller holds the unit.
-        unsafe { s.matrix::<2>(block) };
+        unsafe { s.matrix::<2>(block, Ahead::new::<f32>(&[], 0)) };
         black_box(&sums);
     }
     (ROUNDS * 2 * TILE * S::COLS * DEPTH * TILE * 4) as f64

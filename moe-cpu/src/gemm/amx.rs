@@ -4,7 +4,7 @@
 //! left operand each, two a tile of the panel each. The instructions are written out, since Rust's intrinsics for them are not stable; the
 //! compiler knows no tiles, so they keep what they hold from one piece of assembly to the next.
 
-use super::simd::{Block, TILE};
+use super::simd::{Ahead, Block, Simd, TILE};
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::LazyLock;
@@ -84,13 +84,13 @@ pub(crate) unsafe fn release() {
     unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
 }
 
-/// As [`Simd::matrix`](super::simd::Simd::matrix): panels are 32 columns wide, two tiles.
+/// As [`Simd::matrix`]: panels are 32 columns wide, two tiles.
 ///
 /// # Safety
 /// As there, and this thread is between [`hold`] and [`release`].
 #[inline(always)]
-pub(crate) unsafe fn matrix<const TALL: usize>(block: Block) {
-    let Block { left, left_pitch, panel, depth, sums, pitch, first, ahead, ahead_step } = block;
+pub(crate) unsafe fn matrix<S: Simd, const TALL: usize>(s: S, block: Block, mut ahead: Ahead) {
+    let Block { left, left_pitch, panel, depth, sums, pitch, first } = block;
     let (second, below) = (left.wrapping_add(TILE * left_pitch), sums.wrapping_add(TILE * pitch));
     // From here on in bytes.
     let (left_pitch, pitch) = (left_pitch * size_of::<f32>(), pitch * size_of::<f32>());
@@ -116,17 +116,9 @@ pub(crate) unsafe fn matrix<const TALL: usize>(block: Block) {
             }
         }
     }
-    let (mut left, mut second, mut panel, mut ahead) = (left, second, panel, ahead);
+    let (mut left, mut second, mut panel) = (left, second, panel);
     for _ in 0..depth {
-        for line in (0..ahead_step).step_by(64) {
-            // SAFETY: a prefetch is a hint and faults on no address.
-            unsafe {
-                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T1 }>(
-                    ahead.wrapping_add(line).cast(),
-                )
-            };
-        }
-        ahead = ahead.wrapping_add(ahead_step);
+        ahead.ask(s);
         // SAFETY: a tile of the left operand, or two, and two of the panel can be read, by the caller's promise.
         unsafe {
             asm!(

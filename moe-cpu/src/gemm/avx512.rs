@@ -2,7 +2,7 @@
 //! AMX tiles.
 
 use super::amx;
-use super::simd::{Block, Simd};
+use super::simd::{Ahead, Block, Simd};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -153,10 +153,10 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
         }
     }
     #[inline(always)]
-    unsafe fn matrix<const TALL: usize>(self, block: Block) {
+    unsafe fn matrix<const TALL: usize>(self, block: Block, ahead: Ahead) {
         if AMX {
             // SAFETY: the caller's promise.
-            unsafe { amx::matrix::<TALL>(block) };
+            unsafe { amx::matrix::<Self, TALL>(self, block, ahead) };
         }
     }
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use super::float::Float;
 use super::isa::{Job, Unit};
-use super::simd::{Block, Simd, TILE};
+use super::simd::{Ahead, Block, Simd, TILE};
 use super::tile::{BLOCK, Layout, Target, Tiles, Way};
 use core::marker::PhantomData;
 
@@ -46,13 +46,13 @@ impl Held {
     /// # Safety
     /// As [`Simd::matrix`], of whose promises this keeps the one about the unit.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, s: S, height: usize, block: Block) {
+    unsafe fn multiply<S: Simd>(&self, s: S, height: usize, block: Block, ahead: Ahead) {
         // SAFETY: the caller's promise, and `self` holds the unit of this thread.
         unsafe {
             if height > TILE {
-                s.matrix::<2>(block);
+                s.matrix::<2>(block, ahead);
             } else {
-                s.matrix::<1>(block);
+                s.matrix::<1>(block, ahead);
             }
         }
     }
@@ -107,7 +107,7 @@ impl<'a, T: Float> Tiles<'a, T> {
         if let Some(Target { place, .. }) = &self.target {
             assert!(place.rows() >= self.rows && place.columns() >= S::COLS);
         }
-        let ahead_step = size_of_val(self.ahead).div_ceil(self.rows.div_ceil(ROWS) * depth);
+        let ahead = Ahead::new(self.ahead, self.rows.div_ceil(ROWS) * depth);
         for (pass, start) in (0..self.rows).step_by(ROWS).enumerate() {
             let height = ROWS.min(self.rows - start);
             let direct = height.is_multiple_of(TILE) && self.target.is_none();
@@ -126,12 +126,10 @@ impl<'a, T: Float> Tiles<'a, T> {
                 sums: place,
                 pitch,
                 first: self.first,
-                ahead: self.ahead.as_ptr().cast::<u8>().wrapping_add(pass * depth * ahead_step),
-                ahead_step,
             };
             // SAFETY: whole tiles of rows lie in the left block, their sums in their place or in the room, and the panel holds
             // its steps, by the assertions.
-            unsafe { self.held.multiply(s, height, block) };
+            unsafe { self.held.multiply(s, height, block, ahead.after(pass * depth)) };
             if !direct {
                 let (to, pitch, way) = match &self.target {
                     Some(target) => target.row::<S>(start),

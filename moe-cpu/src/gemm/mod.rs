@@ -62,7 +62,7 @@ pub(crate) use product::{MAX_COLUMNS, Product, Space};
 pub(crate) use rows::{dot, fence, narrow, round, scale, stream, widen};
 pub(crate) use scratch::{SLACK, Scratch, bytes};
 pub(crate) use shared::Shared;
-pub(crate) use simd::{Block, Simd, TILE};
+pub(crate) use simd::{Ahead, Block, Simd, TILE};
 pub(crate) use store::Store;
 pub(crate) use tasks::{MAX_ROWS, Task, share};
 pub(crate) use tile::Leave;

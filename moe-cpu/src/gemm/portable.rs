@@ -1,6 +1,6 @@
 //! The vector unit of plain arrays, which compilers vectorise for any target.
 
-use super::simd::{Block, Simd, TILE};
+use super::simd::{Ahead, Block, Simd, TILE};
 use half::{bf16, f16};
 
 /// Four lanes, so that a tile's sums fit sixteen registers of 128 bits. With `PAIRS` it multiplies bf16 pairs, and with
@@ -143,7 +143,7 @@ impl<const PAIRS: bool, const TILES: bool> Simd for Portable<PAIRS, TILES> {
     }
     /// Even and odd products of a tile have a sum each, as in AMX.
     #[inline(always)]
-    unsafe fn matrix<const TALL: usize>(self, block: Block) {
+    unsafe fn matrix<const TALL: usize>(self, block: Block, _: Ahead) {
         for (row, column) in (0..TALL * TILE).flat_map(|row| (0..Self::COLS).map(move |column| (row, column)))
         {
             // SAFETY: the caller's promise.

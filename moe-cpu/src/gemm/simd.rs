@@ -16,6 +16,37 @@ pub(crate) const SQUARE: usize = 8;
 /// Rows, and steps of bf16 pairs, of a tile of a matrix unit.
 pub(crate) const TILE: usize = 16;
 
+/// Memory to be brought near while a product runs, a share at a time.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    at: *const u8,
+    /// bytes
+    share: usize,
+}
+
+impl Ahead {
+    /// All of `memory` in `shares` shares, or none at all.
+    #[inline(always)]
+    pub(crate) fn new<T>(memory: &[T], shares: usize) -> Self {
+        Self { at: memory.as_ptr().cast(), share: size_of_val(memory).div_ceil(shares.max(1)) }
+    }
+
+    /// Without the next `shares`.
+    #[inline(always)]
+    pub(crate) fn after(self, shares: usize) -> Self {
+        Self { at: self.at.wrapping_add(shares * self.share), ..self }
+    }
+
+    /// Asks for the next share.
+    #[inline(always)]
+    pub(crate) fn ask<S: Simd>(&mut self, s: S) {
+        for line in (0..self.share).step_by(LINE) {
+            s.prefetch(self.at.wrapping_add(line));
+        }
+        *self = self.after(1);
+    }
+}
+
 /// What [`Simd::matrix`] multiplies: rows of the left operand times a panel, `depth` tiles of [`TILE`] pairs deep.
 pub struct Block {
     /// Pairs, `left_pitch` from one row to the next.
@@ -29,9 +60,6 @@ pub struct Block {
     pub(crate) pitch: usize,
     /// The sums start at 0 instead of what is there.
     pub(crate) first: bool,
-    /// What to ask for, `ahead_step` bytes for each tile of depth.
-    pub(crate) ahead: *const u8,
-    pub(crate) ahead_step: usize,
 }
 
 /// A vector unit that works on `LANES` f32 values at a time.
@@ -121,13 +149,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Gives it back.
     fn release(self) {}
     /// Adds the product of `TALL` (1 or 2) times [`TILE`] rows and a panel to the sums. Each sum is a chain over the tiles of depth, in
-    /// order; in what order the unit adds up a tile's products is its own affair, but the same for all sums.
+    /// order; in what order the unit adds up a tile's products is its own affair, but the same for all sums. Each tile of depth asks
+    /// for a share of what lies ahead.
     ///
     /// # Safety
     /// All that the block describes can be read and the sums written, and the thread is between [`hold`](Simd::hold) and
     /// [`release`](Simd::release).
-    unsafe fn matrix<const TALL: usize>(self, block: Block) {
-        let _ = block;
+    unsafe fn matrix<const TALL: usize>(self, block: Block, ahead: Ahead) {
+        let _ = (block, ahead);
     }
     /// Asks for the cache line at `at` to be brought to the first-level cache. Any address will do.
     fn near(self, at: *const u8) {

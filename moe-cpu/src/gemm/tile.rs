@@ -8,7 +8,7 @@ use super::float::Float;
 use super::isa::{Job, Unit};
 use super::matrix::{Held, in_tiles};
 use super::shared::Rectangle;
-use super::simd::{LINE, Simd};
+use super::simd::{Ahead, LINE, Simd};
 
 /// Most k's in a block.
 pub(crate) const BLOCK: usize = 256;
@@ -98,9 +98,8 @@ struct Tile<T> {
     first: bool,
     /// and from one row of it to the next
     target: Option<(*mut f32, usize, Way)>,
-    /// and bytes of it for each part of a period
-    ahead: *const u8,
-    ahead_step: usize,
+    /// a share for each part of a period
+    ahead: Ahead,
 }
 
 /// f32 in a cache line.
@@ -133,7 +132,7 @@ impl<T: Float> Job for Tiles<'_, T> {
             assert!(layout == Layout::Columns && place.rows() >= rows && place.columns() >= S::COLS);
         }
         let parts = steps.div_ceil(period::<S, T>() / S::PARTS);
-        let ahead_step = size_of_val(ahead).div_ceil(count * parts.max(1));
+        let ahead = Ahead::new(ahead, count * parts);
         for at in 0..count {
             // Tiles of equal height leave none too low to keep the multipliers busy.
             let (start, end) = match layout {
@@ -146,9 +145,8 @@ impl<T: Float> Job for Tiles<'_, T> {
                 (left.as_ptr().add(start * each), sums.as_mut_ptr().add(start * pitch))
             };
             let target = target.as_ref().map(|target| target.row::<S>(start));
-            let ahead = ahead.as_ptr().cast::<u8>().wrapping_add(at * parts * ahead_step);
-            let tile =
-                Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead, ahead_step };
+            let ahead = ahead.after(at * parts);
+            let tile = Tile { left, panel: panel.as_ptr(), steps, sums, pitch, first, target, ahead };
             // SAFETY: by the assertions, `end - start` rows of the left block, of the sums and of the target, and
             // `steps` steps of the panel and `BEHIND` elements, lie in their places. Only whole vectors are streamed.
             unsafe { of_height(s, end - start, layout, tile) };
@@ -222,10 +220,7 @@ unsafe fn multiply<S: Simd, T: Float, const M: usize, const COLUMNS: bool>(s: S,
         while run > 0 {
             let part = run.min(period / S::PARTS);
             run -= part;
-            for line in (0..tile.ahead_step).step_by(LINE) {
-                s.prefetch(ahead.wrapping_add(line));
-            }
-            ahead = ahead.wrapping_add(tile.ahead_step);
+            ahead.ask(s);
             for _ in 0..part {
                 // SAFETY: the caller's promise.
                 unsafe { T::step::<S, M>(s, left, stride, across, panel, &mut sums) };

@@ -78,6 +78,7 @@ impl Options {
                         "avx512bf16" => Isa::Avx512 { bf16: true },
                         "avx512" => Isa::Avx512 { bf16: false },
                         "avx2" => Isa::Avx2Fma,
+                        "neon" => Isa::Neon,
                         "portable" => Isa::Portable,
                         other => return Err(format!("no unit is called {other}").into()),
                     }

@@ -84,6 +84,8 @@ pub(crate) fn path<T: Float>(unit: Unit, weights: &Weights<'_, T>) -> Path {
         (Isa::Amx | Isa::Avx512 { .. }, false) => "plain avx512",
         (Isa::Avx2Fma, true) => "packed avx2",
         (Isa::Avx2Fma, false) => "plain avx2",
+        (Isa::Neon, true) => "packed neon",
+        (Isa::Neon, false) => "plain neon",
         (Isa::Portable, true) => "packed portable",
         (Isa::Portable, false) => "plain portable",
     })
@@ -96,6 +98,7 @@ pub(crate) fn outer_path<T: Float>(unit: Unit, factors: bool) -> Path {
         Isa::Avx512 { bf16: true } if T::STEP == 2 && !factors => "outer avx512bf16",
         Isa::Amx | Isa::Avx512 { .. } => "outer avx512",
         Isa::Avx2Fma => "outer avx2",
+        Isa::Neon => "outer neon",
         Isa::Portable => "outer portable",
     })
 }

@@ -1,5 +1,7 @@
 //! Which vector unit runs the kernels, found at run time.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::portable::Portable;
 use super::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +20,8 @@ pub enum Isa {
     },
     /// AVX2, FMA and F16C
     Avx2Fma,
+    /// NEON, on AArch64
+    Neon,
     /// plain Rust, vectorised by the compiler for the target's base instructions
     Portable,
 }
@@ -34,7 +38,7 @@ impl Isa {
     /// All that this processor has, the fastest first. Never empty.
     pub fn available() -> impl Iterator<Item = Self> {
         let wide = [Self::Amx, Self::Avx512 { bf16: true }, Self::Avx512 { bf16: false }];
-        wide.into_iter().chain([Self::Avx2Fma, Self::Portable]).filter(|isa| isa.present())
+        wide.into_iter().chain([Self::Avx2Fma, Self::Neon, Self::Portable]).filter(|isa| isa.present())
     }
 
     /// The fastest that this processor has.
@@ -60,10 +64,17 @@ impl Isa {
                 Self::Avx512 { bf16: true } => pairs,
                 Self::Avx512 { bf16: false } => wide,
                 Self::Avx2Fma => avx2,
+                Self::Neon => false,
                 Self::Portable => true,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            // Pairs are taken apart as they lie in a little-endian register.
+            let neon = cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon");
+            self == Self::Portable || self == Self::Neon && neon
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Portable
         }
@@ -148,6 +159,9 @@ impl Unit {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2Fma => unsafe { avx2(job) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon(job) },
             _ => job.run(Portable::<false>),
         }
     }
@@ -180,4 +194,11 @@ fn avx512<J: Job>(job: J) -> J::Output {
 fn avx2<J: Job>(job: J) -> J::Output {
     // SAFETY: a caller of this function has the features.
     job.run(unsafe { Avx2::new() })
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon<J: Job>(job: J) -> J::Output {
+    // SAFETY: a caller of this function has the feature.
+    job.run(unsafe { Neon::new() })
 }

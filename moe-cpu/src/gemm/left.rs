@@ -202,11 +202,17 @@ impl Job for Spread<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { k, steps, line, len, block } = self;
         let tiles = len.div_ceil(S::ROWS);
-        assert!(S::ROWS <= S::LANES && k < steps && line.len() >= len + S::LANES);
+        assert!(k < steps && line.len() >= len + S::LANES);
         assert!(block.len() >= tiles * S::ROWS * steps);
         for tile in 0..tiles {
             let (from, place) = (tile * S::ROWS, (tile * steps + k) * S::ROWS);
-            if k + 1 < steps {
+            if S::ROWS > S::LANES {
+                // A tile of several vectors; the length of a whole one is a constant.
+                if let Some(whole) = line[..len].get(from..from + S::ROWS) {
+                    block[place..place + S::ROWS].copy_from_slice(whole);
+                    continue;
+                }
+            } else if k + 1 < steps {
                 // SAFETY: a step follows, so what a vector holds beyond this one falls on it, which is yet to be written.
                 unsafe {
                     let vector = s.load(line.as_ptr().add(from));

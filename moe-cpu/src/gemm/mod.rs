@@ -42,9 +42,13 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod units;
 
 pub use float::Float;
 pub use isa::Isa;

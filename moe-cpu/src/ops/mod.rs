@@ -42,6 +42,7 @@ fn path(cpu: &Cpu) -> Path {
     Path(match cpu.isa() {
         Isa::Amx | Isa::Avx512 { .. } => "avx512",
         Isa::Avx2Fma => "avx2",
+        Isa::Neon => "neon",
         Isa::Portable => "portable",
     })
 }

@@ -1,11 +1,12 @@
 //! Storage types as the vector units see them.
 
 use super::simd::Simd;
+use crate::ops::Ops;
 use half::{bf16, f16};
 use moe_core::Scalar;
 
 /// A storage type that the kernels of this crate work on: f32, bf16 and f16. Sums are f32.
-pub trait Float: Scalar<Acc = f32> + Lanes {}
+pub trait Float: Scalar<Acc = f32> + Lanes + Ops {}
 impl Float for f32 {}
 impl Float for bf16 {}
 impl Float for f16 {}

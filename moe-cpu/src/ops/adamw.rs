@@ -1,11 +1,11 @@
 //! AdamW: blocks of elements, in plain loops that the compiler vectorises. Nothing is fused, as in the reference.
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Job, Shared, Simd, narrow, share, widen};
 use moe_core::ops::{ADAMW_SETTINGS, AdamW, AdamWArgs, AdamWDims};
-use moe_core::{Device, Kernel, Out, Path, ViewMut};
+use moe_core::{Device, Out, Path, ViewMut};
 
 /// Elements of a task.
 const TASK: usize = 16 * BLOCK;
@@ -37,7 +37,7 @@ impl Job for Step<'_> {
     }
 }
 
-impl<T: Float> Kernel<AdamW<T>> for Cpu {
+impl<T: Float> Launch<AdamW<T>> for Cpu {
     fn launch(
         &self,
         (): &(),

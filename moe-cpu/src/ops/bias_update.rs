@@ -1,13 +1,13 @@
 //! BiasUpdate: a few hundred integers; the reference is fast enough, and its own definition.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::Float;
 use moe_core::ops::{BiasUpdate, BiasUpdateArgs, BiasUpdateDims};
-use moe_core::{Kernel, Op, Out, Path};
+use moe_core::{Op, Out, Path};
 
-impl<T: Float> Kernel<BiasUpdate<T>> for Cpu {
+impl<T: Float> Launch<BiasUpdate<T>> for Cpu {
     fn launch(
         &self,
         (): &(),

@@ -1,12 +1,12 @@
 //! Combine: a token's columns are summed in registers, some vectors at a time.
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::exact::{LANES, fused};
 use crate::gemm::{Float, Job, Shared, Simd, share};
 use moe_core::ops::{Combine, CombineArgs, CombineDims, NO_ROW};
-use moe_core::{Device, Kernel, Out, Path, View};
+use moe_core::{Device, Out, Path, View};
 
 /// Tokens of a task.
 const TOKENS: usize = 16;
@@ -100,7 +100,7 @@ impl<T: Float> Job for Token<'_, T> {
     }
 }
 
-impl<T: Float> Kernel<Combine<T>> for Cpu {
+impl<T: Float> Launch<Combine<T>> for Cpu {
     fn launch(
         &self,
         (): &(),

@@ -1,13 +1,13 @@
 //! Decode: its five parts. A launch costs little here, so nothing is gained by computing them together.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::Float;
 use moe_core::ops::{Decode, DecodeArgs, DecodeDims, apart, apart_scratch};
-use moe_core::{Kernel, Out, Path};
+use moe_core::{Out, Path};
 
-impl<T: Float> Kernel<Decode<T>> for Cpu {
+impl<T: Float> Launch<Decode<T>> for Cpu {
     fn scratch(&self, dims: &DecodeDims) -> usize {
         apart_scratch::<T, Self>(self, dims)
     }

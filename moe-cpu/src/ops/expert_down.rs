@@ -1,13 +1,13 @@
 //! ExpertDown: the bias is added before the one rounding, and rows are stored where the index says.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Float, Product, Rows, Store, form, path, weights};
 use moe_core::ops::{ExpertDims, ExpertDown, ExpertDownArgs, PackUse};
-use moe_core::{Device, Kernel, Op, Out, Path, View};
+use moe_core::{Device, Op, Out, Path, View};
 
-impl<T: Float> Kernel<ExpertDown<T>> for Cpu {
+impl<T: Float> Launch<ExpertDown<T>> for Cpu {
     fn scratch(&self, dims: &ExpertDims) -> usize {
         Store::<T>::bytes(&Crew::of(self), dims.rows)
     }

@@ -3,7 +3,7 @@
 //! ds is a sum over all columns, which fall into several tasks. Each task leaves one partial sum for every [`CHUNK`] columns
 //! of a row; they are added in order afterwards, so that ds does not depend on how the columns were dealt out.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -12,7 +12,7 @@ use crate::gemm::{
 };
 use core::ops::Range;
 use moe_core::ops::{Activation, ExpertDims, ExpertDownBwd, ExpertDownBwdArgs, PackUse};
-use moe_core::{Device, Kernel, Op, Out, Path, View, ViewMut};
+use moe_core::{Device, Op, Out, Path, View, ViewMut};
 
 /// Rows whose ds is added up by one task.
 const SUM_ROWS: usize = 64;
@@ -168,7 +168,7 @@ impl<T: Float> Finish<'_, T> {
     }
 }
 
-impl<T: Float> Kernel<ExpertDownBwd<T>> for Cpu {
+impl<T: Float> Launch<ExpertDownBwd<T>> for Cpu {
     fn scratch(&self, dims: &ExpertDims) -> usize {
         SLACK + bytes::<f32>(dims.rows * chunks(dims)) + Crew::of(self).bytes::<T>(extra(dims))
     }

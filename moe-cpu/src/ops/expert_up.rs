@@ -1,6 +1,6 @@
 //! ExpertUp: both halves of a task's columns are summed side by side, so that the activation reads them while they are near.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -8,7 +8,7 @@ use crate::gemm::{
     round, scale, swiglu, weights, widen,
 };
 use moe_core::ops::{Activation, ExpertDims, ExpertUp, ExpertUpArgs, PackUse};
-use moe_core::{Device, Kernel, Op, Out, Path, View, ViewMut};
+use moe_core::{Device, Op, Out, Path, View, ViewMut};
 
 /// What happens to a task's sums.
 struct Finish<'a, T> {
@@ -91,7 +91,7 @@ impl<T: Float> Finish<'_, T> {
     }
 }
 
-impl<T: Float> Kernel<ExpertUp<T>> for Cpu {
+impl<T: Float> Launch<ExpertUp<T>> for Cpu {
     fn scratch(&self, _: &ExpertDims) -> usize {
         Crew::of(self).bytes::<T>(extra::<T>())
     }

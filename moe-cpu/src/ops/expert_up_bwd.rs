@@ -1,13 +1,13 @@
 //! ExpertUpBwd: the product with w13 as it lies, rows scaled before the one rounding.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Factors, Float, Product, Rows, Store, form, path, weights};
 use moe_core::ops::{ExpertDims, ExpertUpBwd, ExpertUpBwdArgs, PackUse};
-use moe_core::{Device, Kernel, Op, Out, Path, View};
+use moe_core::{Device, Op, Out, Path, View};
 
-impl<T: Float> Kernel<ExpertUpBwd<T>> for Cpu {
+impl<T: Float> Launch<ExpertUpBwd<T>> for Cpu {
     fn scratch(&self, dims: &ExpertDims) -> usize {
         Store::<T>::bytes(&Crew::of(self), dims.rows)
     }

@@ -1,6 +1,6 @@
 //! ExpertWgrad: a task is a rectangle of one expert's gradient, summed over all of the expert's rows and stored once.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{
@@ -9,7 +9,7 @@ use crate::gemm::{
 };
 use core::ops::Range;
 use moe_core::ops::{ExpertWgrad, ExpertWgradArgs, WgradDims};
-use moe_core::{Device, Kernel, Op, Out, Path, ShapeError, View, ViewMut, check_index, check_offsets};
+use moe_core::{Device, Op, Out, Path, ShapeError, View, ViewMut, check_index, check_offsets};
 
 /// The rectangles of all gradients, and where they go.
 struct Rectangles<'a, T> {
@@ -80,7 +80,7 @@ fn check_values<T: Float>(
     index.map_or(Ok(()), |index| check_index(op, "index", &index[used], slots))
 }
 
-impl<T: Float> Kernel<ExpertWgrad<T>> for Cpu {
+impl<T: Float> Launch<ExpertWgrad<T>> for Cpu {
     fn scratch(&self, _: &WgradDims) -> usize {
         self.threads() * each()
     }

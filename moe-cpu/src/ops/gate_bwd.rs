@@ -5,12 +5,12 @@
 mod turn;
 mod work;
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, SLACK, Scratch, Shared, bytes, share, weights};
 use moe_core::ops::{GateBwd, GateBwdArgs, GateBwdDims, RouteDims, RouteRule, Stamp};
-use moe_core::{Device, Kernel, Op, Out, Path, ViewMut};
+use moe_core::{Device, Op, Out, Path, ViewMut};
 use turn::{turn, turned};
 use work::{Space, Work};
 
@@ -20,7 +20,7 @@ fn forward(dims: &GateBwdDims) -> RouteDims {
     RouteDims { tokens, width, experts, top_k: 1, rule: RouteRule::default() }
 }
 
-impl<T: Float> Kernel<GateBwd<T>> for Cpu {
+impl<T: Float> Launch<GateBwd<T>> for Cpu {
     fn scratch(&self, dims: &GateBwdDims) -> usize {
         let unit = self.unit();
         SLACK + bytes::<f32>(turned(unit, dims)) + self.threads() * Space::bytes(unit, dims)

@@ -3,19 +3,19 @@
 //! A store to a line that no cache holds reads it first, a third of all traffic. So an output that is too large to stay in a cache
 //! is written past it.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Shared, fence, share, stream};
 use moe_core::ops::{Gather, GatherArgs, GatherDims};
-use moe_core::{Device, Kernel, Op, Out, Path, check_index, check_offsets, within};
+use moe_core::{Device, Op, Out, Path, check_index, check_offsets, within};
 
 /// Rows of a task.
 const ROWS: usize = 64;
 /// Bytes of an output of which a last-level cache would keep too little until it is read.
 const LARGE: usize = 32 << 20;
 
-impl<T: Float> Kernel<Gather<T>> for Cpu {
+impl<T: Float> Launch<Gather<T>> for Cpu {
     fn launch(
         &self,
         (): &(),

@@ -3,6 +3,7 @@
 mod adamw;
 mod bias_update;
 mod combine;
+mod compiled;
 mod decode;
 mod expert_down;
 mod expert_down_bwd;
@@ -22,7 +23,10 @@ mod sum_squares;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::Isa;
+use compiled::Launch;
 use moe_core::{Kernel, Op, Path, ShapeError};
+
+pub(crate) use compiled::Ops;
 
 /// Checks what code without bounds checks relies on: the arguments' lengths, and that the scratch memory is long enough.
 fn ready<O: Op>(cpu: &Cpu, dims: &O::Dims, args: &O::Args<'_, Cpu>, scratch: usize) -> Result<(), CpuError>

@@ -1,13 +1,13 @@
 //! PackWeights: panels of columns, the depth of a panel in one stream. See [`gemm`](crate::gemm).
 
-use super::ready;
+use super::{Launch, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Crew, Float, pack_all};
 use moe_core::ops::{PackDims, PackWeights, PackWeightsArgs};
-use moe_core::{Device, Kernel, Op, Out, Path};
+use moe_core::{Device, Op, Out, Path};
 
-impl<T: Float> Kernel<PackWeights<T>> for Cpu {
+impl<T: Float> Launch<PackWeights<T>> for Cpu {
     fn launch(
         &self,
         (): &(),

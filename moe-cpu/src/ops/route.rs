@@ -5,7 +5,7 @@
 
 mod token;
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::chain::{BLOCK, Chain};
 use crate::device::Cpu;
 use crate::error::CpuError;
@@ -13,7 +13,7 @@ use crate::gemm::{
     Float, Job, SLACK, Scratch, Shared, Simd, Size, Unit, Weights, bytes, form, share, weights, widen,
 };
 use moe_core::ops::{Jitter, Route, RouteArgs, RouteDims, Stamp};
-use moe_core::{Device, Kernel, Op, Out, Path, View};
+use moe_core::{Device, Op, Out, Path, View};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use token::{Row, Rule, Slots};
@@ -185,7 +185,7 @@ impl<T: Float> Work<'_, T> {
     }
 }
 
-impl<T: Float> Kernel<Route<T>> for Cpu {
+impl<T: Float> Launch<Route<T>> for Cpu {
     fn scratch(&self, dims: &RouteDims) -> usize {
         self.threads() * Space::<T>::bytes(self.unit(), dims)
     }

@@ -2,12 +2,12 @@
 
 mod token;
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Job, Shared, Simd, share};
 use moe_core::ops::{RouteBwd, RouteBwdArgs, RouteBwdDims};
-use moe_core::{Device, Kernel, Op, Out, Path, View, ViewMut, check_offsets};
+use moe_core::{Device, Op, Out, Path, View, ViewMut, check_offsets};
 use std::ops::Range;
 use token::{Balance, Space, Work};
 
@@ -33,7 +33,7 @@ impl Job for Block<'_, '_> {
     }
 }
 
-impl<T: Float> Kernel<RouteBwd<T>> for Cpu {
+impl<T: Float> Launch<RouteBwd<T>> for Cpu {
     fn scratch(&self, dims: &RouteBwdDims) -> usize {
         // Without tokens there are no ids to bound the number of slots.
         if dims.tokens > 0 { self.threads() * Space::bytes(dims) } else { 0 }

@@ -1,12 +1,12 @@
 //! RouteStats: one task for each chunk of a sequence, whose counts and sums are then added in order.
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Job, SLACK, Scratch, Shared, Simd, bytes, share};
 use crate::scores::{Powers, of_losses, padded, powers, score, softmax, sum};
 use moe_core::ops::{CHUNK, RouteStats, RouteStatsArgs, RouteStatsDims, ScoreFunction};
-use moe_core::{Accum, Device, Kernel, Op, Out, Path, check_offsets};
+use moe_core::{Accum, Device, Op, Out, Path, check_offsets};
 use std::ops::Range;
 
 /// The chunks of all sequences, and of the tokens after the last one, which belong to no sequence.
@@ -97,7 +97,7 @@ fn most_chunks(dims: &RouteStatsDims) -> usize {
     dims.tokens / CHUNK + dims.sequences
 }
 
-impl<T: Float> Kernel<RouteStats<T>> for Cpu {
+impl<T: Float> Launch<RouteStats<T>> for Cpu {
     fn scratch(&self, dims: &RouteStatsDims) -> usize {
         let parts = most_chunks(dims) * dims.experts;
         let rows = self.threads() * (SLACK + bytes::<f32>(padded(dims.experts)));

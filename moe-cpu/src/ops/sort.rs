@@ -2,13 +2,13 @@
 //!
 //! Dropping by score places keys instead, of which each crowded expert selects its heaviest.
 
-use super::ready;
+use super::{Launch, ready};
 use crate::choose::key;
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, SLACK, Scratch, Shared, bytes, share};
 use moe_core::ops::{NO_ROW, Sort, SortArgs, SortDims};
-use moe_core::{Device, Kernel, Out, Path, View};
+use moe_core::{Device, Out, Path, View};
 use std::ops::Range;
 
 /// Fewest slots that are worth a thread.
@@ -107,7 +107,7 @@ fn heaviest_first(weight: f32, slot: usize) -> u64 {
     u64::from(descending) << 32 | slot as u64
 }
 
-impl<T: Float> Kernel<Sort<T>> for Cpu {
+impl<T: Float> Launch<Sort<T>> for Cpu {
     fn scratch(&self, dims: &SortDims) -> usize {
         let counts = self.threads() * bytes::<u32>(dims.experts.next_multiple_of(LINE));
         let keys = if dims.capacity.is_some() { bytes::<f64>(dims.slots) } else { 0 };

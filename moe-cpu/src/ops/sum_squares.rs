@@ -1,11 +1,11 @@
 //! SumSquares: the chains of several chunks side by side, each in its own order, then chunk to chunk.
 
-use super::{path, ready};
+use super::{Launch, path, ready};
 use crate::device::Cpu;
 use crate::error::CpuError;
 use crate::gemm::{Float, Job, SLACK, Scratch, Shared, Simd, bytes, share};
 use moe_core::ops::{CHUNK, SumSquares, SumSquaresArgs, SumSquaresDims};
-use moe_core::{Device, Kernel, Out, Path};
+use moe_core::{Device, Out, Path};
 
 /// Chunks whose chains run side by side, enough to hide the latency of a sum.
 const SIDE: usize = 8;
@@ -37,7 +37,7 @@ impl Job for Chunks<'_> {
     }
 }
 
-impl<T: Float> Kernel<SumSquares<T>> for Cpu {
+impl<T: Float> Launch<SumSquares<T>> for Cpu {
     fn scratch(&self, dims: &SumSquaresDims) -> usize {
         SLACK + bytes::<f32>(dims.len.div_ceil(CHUNK))
     }
